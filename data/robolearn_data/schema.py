@@ -1,0 +1,147 @@
+"""What a dataset, a world and a policy agree on: named streams of fixed shape at one control rate.
+
+This module depends on numpy alone, so that drivers, worlds and policies can all import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Kind = Literal["state", "image", "action", "info"]
+"""state: a vector a policy may observe; image: (H, W, C) pixels; action: what the robot is told; info: the rest."""
+
+Observation = dict[str, np.ndarray]
+"""One instant: stream name -> array of the stream's shape."""
+
+
+class UserError(ValueError):
+    """A mistake that a person can mend. The message is one line: what is wrong, what is valid, what to do.
+
+    The command line prints it and exits with code 2; every package raises subclasses of it.
+    """
+
+
+class SchemaError(UserError):
+    """Data does not have the form that was declared."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One named signal. Shapes are those of a single sample, without time."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    kind: Kind = "state"
+    names: tuple[str, ...] = ()
+    """A name for each component of the last axis, or empty."""
+    unit: str = ""
+    """Unit of the values ("m", "rad", "px"), one for all or one for each component separated by commas."""
+    frame: str = ""
+    """Coordinate frame the values are expressed in ("base", "world"), where that has a meaning."""
+    wraps: tuple[int, ...] = ()
+    """Components that are angles in radians which wrap at a full turn. A policy sees their cosine and sine."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise SchemaError(f"stream kind {self.kind!r} is unknown; valid: {', '.join(get_args(Kind))}")
+        if any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise SchemaError(f"stream shape {self.shape!r} must hold positive integers")
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError as error:
+            raise SchemaError(f"stream dtype {self.dtype!r} is not a numpy dtype") from error
+        if dtype.kind not in "fiub":
+            raise SchemaError(f"stream dtype {self.dtype!r} is not numeric; valid: floats, integers, bool")
+        if self.kind == "image" and len(self.shape) != 3:
+            raise SchemaError(f"image stream needs shape (height, width, channels), got {self.shape!r}")
+        last = self.shape[-1] if self.shape else 1
+        if self.names and len(self.names) != last:
+            raise SchemaError(f"{len(self.names)} names for {last} components")
+        if any(not 0 <= i < last for i in self.wraps) or (self.wraps and len(self.shape) != 1):
+            raise SchemaError(f"wraps {self.wraps!r} must index a vector of {last} components")
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def check(self, name: str, value: Any, *, batch: tuple[int, ...] = ()) -> np.ndarray:
+        """Return ``value`` as an array of shape ``batch + self.shape`` and this dtype.
+
+        Raises:
+            SchemaError: wrong shape, a dtype that would lose information, NaN or infinity.
+        """
+        array = np.asarray(value)
+        expected = batch + self.shape
+        if array.shape != expected:
+            raise SchemaError(f"stream {name!r} has shape {array.shape}, expected {expected}")
+        if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
+            raise SchemaError(f"stream {name!r} has dtype {array.dtype}, expected {self.dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise SchemaError(f"stream {name!r} holds NaN or infinity; drop the sample or mark it invalid")
+        return array.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The streams of a dataset or world, sampled together at the control rate."""
+
+    rate_hz: float
+    streams: Mapping[str, Stream] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rate_hz) and self.rate_hz > 0):
+            raise SchemaError(f"rate_hz must be a positive number, got {self.rate_hz!r}")
+        for name in self.streams:
+            if not name or not all(c.isalnum() or c in "_-" for c in name):
+                raise SchemaError(f"stream name {name!r} is not valid; use letters, digits, '_' and '-'")
+
+    def of_kind(self, *kinds: Kind) -> dict[str, Stream]:
+        return {name: s for name, s in self.streams.items() if s.kind in kinds}
+
+    def stream(self, name: str) -> Stream:
+        try:
+            return self.streams[name]
+        except KeyError:
+            raise SchemaError(f"no stream {name!r}; valid: {', '.join(sorted(self.streams))}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict that ``from_json`` turns back into an equal schema, without fields at their default."""
+        default = Stream(shape=())
+        streams = {}
+        for name, s in self.streams.items():
+            values = {
+                k: list(v) if isinstance(v, tuple) else v for k, v in asdict(s).items() if v != getattr(default, k)
+            }
+            streams[name] = {"shape": list(s.shape), **values}
+        return {"rate_hz": self.rate_hz, "streams": streams}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Schema:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            SchemaError: anything missing, unknown or of a wrong type.
+        """
+        try:
+            unknown = set(value) - {"rate_hz", "streams"}
+            if unknown:
+                raise SchemaError(f"schema has unknown keys {sorted(unknown)}; valid: rate_hz, streams")
+            streams = {str(name): _stream_from_json(name, s) for name, s in value["streams"].items()}
+            return cls(rate_hz=float(value["rate_hz"]), streams=streams)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, SchemaError):
+                raise
+            raise SchemaError(f"schema cannot be read: {error!r}") from error
+
+
+def _stream_from_json(name: str, value: Mapping[str, Any]) -> Stream:
+    valid = {f.name for f in fields(Stream)}
+    unknown = set(value) - valid
+    if unknown:
+        raise SchemaError(f"stream {name!r} has unknown keys {sorted(unknown)}; valid: {', '.join(sorted(valid))}")
+    arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return Stream(**arguments)
