@@ -1,0 +1,146 @@
+"""A checkpoint is a folder: model.safetensors, policy.yaml (parts, spec, fingerprints), statistics.json.
+
+Nothing is pickled, and loading runs no code from the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from robolearn.policies.config import PolicyConfig
+from robolearn.policies.objectives.diffusion import DiffusionConfig
+from robolearn.policies.policy import Policy
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.schema import UserError
+from robolearn_data.statistics import statistics_from_json, statistics_to_json
+
+FORMAT = 1
+
+
+class CheckpointError(UserError):
+    """A folder is not a checkpoint, or not one that this version reads."""
+
+
+def save_policy(policy: Policy, folder: Path, *, dataset_fingerprint: str = "", step: int = 0) -> None:
+    """Write ``folder``; it appears under its name only when it is whole. An older one is replaced."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    statistics = json.dumps(statistics_to_json(policy.statistics), indent=1)
+    (partial / "statistics.json").write_text(statistics)
+    description = {
+        "format": FORMAT,
+        "step": step,
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "spec": policy.spec.to_json(),
+        "policy": json.loads(json.dumps(asdict(policy.config))),
+        "fingerprint": {
+            "dataset": dataset_fingerprint,
+            "transforms": _transforms(policy.spec, policy.config, statistics),
+        },
+    }
+    (partial / "policy.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    save_file({k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items()}, partial / "model.safetensors")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["ddim", "ddpm"] | None = None) -> Policy:
+    """The policy of a checkpoint or run folder, ready for inference.
+
+    Args:
+        sampler: for a diffusion policy, another sampler than the one it was trained with names.
+
+    Raises:
+        CheckpointError: not a checkpoint, damaged, or of another version.
+    """
+    folder = resolve_checkpoint(folder)
+    description = _describe(folder)
+    try:
+        config = TypeAdapter(PolicyConfig).validate_python(description["policy"])
+        statistics_text = (folder / "statistics.json").read_text()
+        statistics = statistics_from_json(json.loads(statistics_text))
+        spec = PolicySpec.from_json(description["spec"])
+        weights = load_file(folder / "model.safetensors")
+        if description["fingerprint"]["transforms"] != _transforms(spec, config, statistics_text):
+            raise CheckpointError(
+                f"{folder}: statistics.json or policy.yaml was changed after training; restore the original files"
+            )
+        if sampler is not None:
+            if not isinstance(config.objective, DiffusionConfig):
+                raise CheckpointError(
+                    f"{folder} is a {config.objective.kind} policy; --sampler is for diffusion policies"
+                )
+            config = replace(config, objective=replace(config.objective, sampler=sampler, steps=None))
+        policy = Policy(spec, statistics, config)
+        policy.load_state_dict(weights)
+    except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{folder} is damaged: {' '.join(str(error).split())[:300]}; train again or copy it anew"
+        ) from error
+    return policy.to(torch.device(device)).eval().requires_grad_(False)
+
+
+def load_spec(folder: Path | str) -> PolicySpec:
+    """The spec alone, without building the network."""
+    return PolicySpec.from_json(_describe(resolve_checkpoint(folder))["spec"])
+
+
+def resolve_checkpoint(folder: Path | str) -> Path:
+    """``folder`` itself if it is a checkpoint, or the newest checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    folder = Path(folder)
+    if (folder / "policy.yaml").is_file():
+        return folder
+    found = list_checkpoints(folder)
+    if not found:
+        what = "holds no checkpoint" if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"{folder} {what}; give a run folder or one of its checkpoints/<step> folders")
+    return found[-1]
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, oldest first."""
+    return sorted(
+        f.parent for f in (run / "checkpoints").glob("*/policy.yaml") if not f.parent.name.endswith(".partial")
+    )
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    try:
+        description = yaml.safe_load((folder / "policy.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{folder / 'policy.yaml'} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / 'policy.yaml'} is not a checkpoint of format {FORMAT}; train again with this version"
+        )
+    return description
+
+
+def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
+    """Fingerprint of everything between raw observations and the network, and between the network and raw actions."""
+    parts: Mapping[str, Any] = {
+        "spec": spec.to_json(),
+        "normalisation": config.normalisation,
+        "encoder": asdict(config.encoder),
+        "statistics": json.loads(statistics),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""What can be chosen of a policy, and the named starting points.
+
+A new objective or trunk is one file, its configuration in the union below and its class in policy.py's dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Discriminator
+
+from robolearn.policies.encoders import EncoderConfig
+from robolearn.policies.normalise import Normalisation
+from robolearn.policies.objectives.diffusion import DiffusionConfig
+from robolearn.policies.objectives.flow import FlowConfig
+from robolearn.policies.trunks.transformer import TransformerConfig
+from robolearn.policies.trunks.unet1d import UNet1dConfig
+
+ObjectiveConfig = Annotated[FlowConfig | DiffusionConfig, Discriminator("kind")]
+TrunkConfig = Annotated[UNet1dConfig | TransformerConfig, Discriminator("kind")]
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Encoder, trunk, objective and horizons. Horizons count control steps."""
+
+    objective: ObjectiveConfig = field(default_factory=FlowConfig)
+    trunk: TrunkConfig = field(default_factory=UNet1dConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    obs_horizon: int = 2
+    """Observations the policy sees (To)."""
+    horizon: int = 16
+    """Actions in a predicted chunk (Tp)."""
+    action_horizon: int = 8
+    """Actions carried out before the next chunk in synchronous control (Ta)."""
+    normalisation: Normalisation = "min-max"
+    learn_padding: bool = False
+    """Count the repeated actions beyond an episode's end in the loss (right for absolute targets: hold the last)."""
+
+
+POLICIES: dict[str, Callable[[], PolicyConfig]] = {
+    "flow": lambda: PolicyConfig(objective=FlowConfig()),
+    "diffusion": lambda: PolicyConfig(objective=DiffusionConfig()),
+}
+"""`--policy NAME` -> its configuration, which further options change."""
+
+TRUNK_DEFAULTS: dict[str, Callable[[], TrunkConfig]] = {"unet1d": UNet1dConfig, "transformer": TransformerConfig}
+"""`--trunk NAME` -> its configuration."""

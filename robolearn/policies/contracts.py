@@ -1,0 +1,77 @@
+"""The small types that encoder, trunk, objective and training loop hand to each other.
+
+Shape letters, used in all of robolearn.policies: B batch, O observation horizon (To), T chunk length (Tp), A action
+components, N context tokens, D token width, C context vector width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Draws = dict[str, Tensor]
+"""The random numbers of one training step, batch first, so that a rank can take its slice of the joint batch's."""
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(noisy chunk (B, T, A), time (B, 1) or (B, T)) -> estimate of the clean chunk (B, T, A), normalised units."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training windows in physical units."""
+
+    observation: Mapping[str, Tensor]
+    """Stream -> (B, O, *stream.shape); images uint8 or float in 0..255."""
+    action: Tensor
+    """(B, T, A)."""
+    is_pad: Tensor
+    """(B, T) bool: the action is a repetition beyond the episode's edge, not data."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the encoder makes of an observation: computed once, used by every denoising step."""
+
+    tokens: Tensor
+    """(B, N, D), one token for each observation step, oldest first."""
+
+    @property
+    def vector(self) -> Tensor:
+        """(B, N * D)."""
+        return self.tokens.flatten(1)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is already known of the chunk to be sampled, such as the committed part of the previous chunk."""
+
+    action: Tensor
+    """(B, T, A) in physical units, aligned with the chunk to be sampled; ignored where ``weight`` is 0."""
+    weight: Tensor
+    """(T,) or (B, T) in [0, 1]: 1 keeps the action exactly, values between pull towards it, 0 leaves it free."""
+
+    def __post_init__(self) -> None:
+        if self.weight.shape[-1] != self.action.shape[1]:
+            raise ValueError(f"prior has {self.action.shape[1]} actions but {self.weight.shape[-1]} weights")
+        if bool(((self.weight < 0) | (self.weight > 1)).any()):
+            raise ValueError("prior weights must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Named terms, each (B,); their weighted sum is what training minimises."""
+
+    terms: Mapping[str, Tensor]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Factor of a term, 1 where it is not named."""
+
+    def total(self) -> Tensor:
+        """Scalar: the sum of the terms' batch means times their weights."""
+        means = [self.weights.get(name, 1.0) * term.mean() for name, term in self.terms.items()]
+        return torch.stack(means).sum()

@@ -1,0 +1,143 @@
+"""Observation -> context. State streams are normalised and joined; each camera has its own small network.
+
+Shape letters: see contracts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robolearn.policies.contracts import Context
+from robolearn.policies.normalise import Normalisation, VectorNormaliser
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.schema import Stream
+from robolearn_data.statistics import StreamStatistics
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How observations become context."""
+
+    image: Literal["cnn", "resnet18"] = "cnn"
+    """Network of each camera: a small CNN, or ResNet-18 with GroupNorm."""
+    image_width: int = 128
+    """Features per camera and observation step."""
+    crop: float = 0.92
+    """Side of the crop as a part of the image: at random in training, centred otherwise. 1 turns it off."""
+
+
+class ObservationEncoder(nn.Module):
+    """Every stream of the spec -> one token for each observation step."""
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        statistics: Mapping[str, StreamStatistics],
+        normalisation: Normalisation,
+        config: EncoderConfig,
+    ) -> None:
+        super().__init__()
+        self.state = nn.ModuleDict()
+        self.image = nn.ModuleDict()
+        self.width = 0
+        """Width D of a context token."""
+        for name, stream in spec.observation.items():
+            if stream.kind == "image":
+                self.image[name] = part = ImageEncoder(stream, config)
+            else:
+                components = spec.components.get(name)
+                self.state[name] = part = VectorNormaliser(stream, statistics[name], normalisation, components)
+            self.width += part.width
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Context:
+        """Stream -> (B, O, *shape), physical units."""
+        features = [module(observation[name].flatten(2)) for name, module in self.state.items()]
+        for name, module in self.image.items():
+            x = observation[name]
+            features.append(module(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        return Context(tokens=torch.cat(features, dim=-1))
+
+
+class ImageEncoder(nn.Module):
+    """(B, H, W, 3) pixels 0..255 -> (B, width)."""
+
+    def __init__(self, stream: Stream, config: EncoderConfig) -> None:
+        super().__init__()
+        height, width, channels = stream.shape
+        self.crop = (round(height * config.crop), round(width * config.crop))
+        self.width = config.image_width
+        self.net = (_cnn if config.image == "cnn" else _resnet18)(channels)
+        with torch.no_grad():
+            c, h, w = self.net(torch.zeros(1, channels, *self.crop)).shape[1:]
+        # A flat linear layer keeps positions exactly; the pooled layers before it have made it small.
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(c * h * w, config.image_width), nn.LayerNorm(config.image_width)
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        return self.head(self.net(self._cropped(x)))
+
+    def _cropped(self, x: Tensor) -> Tensor:
+        (h, w), (ch, cw) = x.shape[-2:], self.crop
+        if (h, w) == (ch, cw):
+            return x
+        if not self.training:
+            top, left = (h - ch) // 2, (w - cw) // 2
+            return x[..., top : top + ch, left : left + cw]
+        # One offset for each image: rows and columns are gathered by index.
+        rows = torch.randint(0, h - ch + 1, (len(x), 1), device=x.device) + torch.arange(ch, device=x.device)
+        columns = torch.randint(0, w - cw + 1, (len(x), 1), device=x.device) + torch.arange(cw, device=x.device)
+        batch = torch.arange(len(x), device=x.device)
+        return x.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _cnn(channels: int, widths: tuple[int, ...] = (24, 48, 64, 64)) -> nn.Module:
+    layers: list[nn.Module] = []
+    for i, width in enumerate(widths):
+        kernel = 5 if i == 0 else 3
+        layers += [nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2), nn.GroupNorm(8, width), nn.SiLU()]
+        channels = width
+    return nn.Sequential(*layers)
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al. 2016); GroupNorm, since averaged weights break BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.GroupNorm(outputs // 16, outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.GroupNorm(outputs // 16, outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.GroupNorm(outputs // 16, outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def _resnet18(channels: int) -> nn.Module:
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, 64, 7, 2, 3, bias=False),
+        nn.GroupNorm(4, 64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    inputs = 64
+    for outputs, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        layers += [_BasicBlock(inputs, outputs, stride), _BasicBlock(outputs, outputs, 1)]
+        inputs = outputs
+    return nn.Sequential(*layers)

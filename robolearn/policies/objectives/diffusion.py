@@ -1,0 +1,87 @@
+"""Denoising diffusion: the network predicts the added noise (Ho et al. 2020); DDPM or DDIM (Song et al. 2021) samples.
+
+The schedule and both samplers are diffusers'. Time runs from 0 (noise) to 1 (data) as in flow.py: level k of K is at
+t = 1 - (k + 1) / K, and t = 1 is clean data. Shape letters: see contracts.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from robolearn.policies.contracts import Denoiser, Draws
+from robolearn_data.schema import UserError
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Denoising diffusion with the settings of Diffusion Policy (Chi et al. 2023)."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """ddim: deterministic, few steps; ddpm: stochastic, all levels."""
+    steps: int | None = None
+    """Denoising steps when a chunk is sampled; by default 10 with ddim and every level with ddpm."""
+    levels: int = 100
+    """Noise levels K of training."""
+    schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+
+
+class Diffusion:
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        # The samplers get the clean chunk ("sample"), already clipped by ``clean``.
+        options = {
+            "num_train_timesteps": config.levels,
+            "beta_schedule": config.schedule,
+            "prediction_type": "sample",
+            "clip_sample": False,
+        }
+        self.scheduler = (DDIMScheduler if config.sampler == "ddim" else DDPMScheduler)(**options)
+        # Index k + 1: index 0 is clean data.
+        self.alpha_bar = torch.cat([torch.ones(1), self.scheduler.alphas_cumprod])
+
+    def draw(self, batch: int, shape: tuple[int, int], generator: torch.Generator | None) -> Draws:
+        """Noise (B, T, A) and time (B, 1) of one training step."""
+        noise = torch.randn(batch, *shape, generator=generator)
+        level = torch.randint(0, self.config.levels, (batch, 1), generator=generator)
+        return {"noise": noise, "time": self._time(level)}
+
+    def corrupt(self, action: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(noisy chunk, target of the network), both (B, T, A)."""
+        alpha_bar = self._alpha_bar(draws["time"])
+        return alpha_bar.sqrt() * action + (1 - alpha_bar).sqrt() * draws["noise"], draws["noise"]
+
+    def clean(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The chunk (B, T, A) that the network's ``output`` at ``x`` implies, clipped to the data's range [-1, 1]."""
+        alpha_bar = self._alpha_bar(t)
+        return ((x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()).clamp(-1, 1)
+
+    def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
+        """Denoise ``noise`` (B, T, A) to a chunk. DDPM's noise is a function of ``noise``, for each element of B."""
+        steps = steps or self.config.steps or (10 if self.config.sampler == "ddim" else self.config.levels)
+        if steps > self.config.levels:
+            raise UserError(f"{steps} denoising steps asked, the policy was trained with {self.config.levels} levels")
+        generators = None
+        if isinstance(self.scheduler, DDPMScheduler):
+            bits = noise[:, 0, 0].detach().cpu().float().view(torch.int32)
+            generators = [torch.Generator().manual_seed(int(seed)) for seed in bits]
+        self.scheduler.set_timesteps(steps)
+        x = noise
+        for level in self.scheduler.timesteps.tolist():
+            clean = denoiser(x, self._time(torch.full((len(x), 1), level, device=x.device)))
+            x = self.scheduler.step(clean, level, x, generator=generators, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+        return x
+
+    def _time(self, level: Tensor) -> Tensor:
+        return 1 - (level + 1) / self.config.levels
+
+    def _alpha_bar(self, t: Tensor) -> Tensor:
+        """Signal fraction at time t (B, 1) or (B, T) -> (B, 1 or T, 1)."""
+        index = ((1 - t) * self.config.levels).round().long()
+        return self.alpha_bar.to(t.device)[index].unsqueeze(-1)
