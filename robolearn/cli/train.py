@@ -1,0 +1,101 @@
+"""`robolearn train`: options, presets and configuration files become one TrainConfig; then the loop runs."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from robolearn.cli.parse import UsageError, parse
+from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS
+from robolearn.training.config import PRESETS, TrainConfig, load_config
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a policy from a dataset.
+
+    Start from a --preset, a --config file or the defaults; --policy and --trunk choose parts; every other option
+    changes one value. The run folder gets checkpoints, metrics.jsonl, loss.png and config.yaml.
+    With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ...
+    """
+
+    dataset: tyro.conf.Positional[Path]
+    """Dataset folder (see `robolearn data info`)."""
+    out: Path = Path("runs/train")
+    """Run folder."""
+    policy: Literal["flow", "diffusion"] = "flow"
+    """Objective: flow matching, or denoising diffusion."""
+    trunk: Literal["unet1d", "transformer"] = "unet1d"
+    """Network that predicts the chunk."""
+    preset: Literal["", "pusht-state", "pusht-image", "lift-state"] = ""
+    """Settings of a published result as the start."""
+    config: Path | None = None
+    """YAML file of settings as the start, such as the config.yaml of another run."""
+    world: str = ""
+    """World to evaluate in during training (pusht, lift); see --eval-every."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with the run in --out; its config.yaml is used."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+
+def read_options(argv: Sequence[str], prog: str) -> Options:
+    """Two readings: the options that choose a starting point, then all of them over its values."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--policy", choices=list(POLICIES))
+    first.add_argument("--trunk", choices=list(TRUNK_DEFAULTS))
+    first.add_argument("--preset", choices=list(PRESETS))
+    first.add_argument("--config", type=Path)
+    first.add_argument("--out", type=Path, default=Options.out)
+    first.add_argument("--resume", action="store_true")
+    try:
+        chosen, _ = first.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{error}; see `{prog} --help`") from None
+    if chosen.preset and chosen.config:
+        raise UsageError("--preset and --config are two starting points; give one")
+    if chosen.resume:
+        start = load_config(chosen.out / "config.yaml")
+    elif chosen.config:
+        start = load_config(chosen.config)
+    else:
+        start = PRESETS[chosen.preset]() if chosen.preset else TrainConfig()
+    policy: dict[str, Any] = {}
+    if chosen.policy and chosen.policy != start.policy.objective.kind:
+        policy["objective"] = POLICIES[chosen.policy]().objective
+    if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
+        policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
+    start = replace(start, policy=replace(start.policy, **policy))
+    default = Options(
+        dataset=tyro.MISSING,
+        policy=start.policy.objective.kind,
+        trunk=start.policy.trunk.kind,
+        train=start,
+    )
+    return parse(Options, argv, prog=prog, default=default)
+
+
+def run(options: Options) -> None:
+    from robolearn.training.loop import train
+    from robolearn.training.processes import processes
+
+    make_world = None
+    if options.world:
+        from robolearn_sim.worlds import make_world as make
+
+        images = any(name == "img" or "image" in name for name in options.train.observe)
+        make_world = functools.partial(make, options.world, **({"images": True} if images else {}))
+    with processes(options.device) as group:
+        train(options.train, options.dataset, options.out, group, make_world=make_world, resume=options.resume)
+        if group.first:
+            print(f"trained: {options.out} (checkpoints, metrics.jsonl, loss.png)")
+
+
+COMMANDS = {"": (Options, run)}

@@ -1,0 +1,69 @@
+"""Training windows out of a dataset, in an order that depends on nothing but the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robolearn.policies.contracts import Batch
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.dataset import Dataset
+from robolearn_data.windows import windows
+
+
+class WindowBatches:
+    """All windows of a dataset, its streams held in memory (images as uint8)."""
+
+    def __init__(self, dataset: Dataset, spec: PolicySpec, *, batch_size: int, seed: int) -> None:
+        self.spec = spec
+        self.batch_size = batch_size
+        self.seed = seed
+        self.windows = windows(dataset.episode_ends, spec.horizon, spec.start, spec.action_horizon - 1)
+        if len(self.windows) < 1:
+            raise ValueError("the dataset has no window of the policy's horizon")
+        self.observation = {name: _tensor(dataset, name) for name in spec.observation}
+        self.action = _tensor(dataset, "action").flatten(1)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def numbers(self, step: int) -> np.ndarray:
+        """Window numbers (batch_size,) of training step ``step``: every epoch is a fresh permutation."""
+        position = step * self.batch_size + np.arange(self.batch_size)
+        epochs = position // len(self.windows)
+        out = np.empty(self.batch_size, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            mine = epochs == epoch
+            out[mine] = self._permutation(epoch)[position[mine] % len(self.windows)]
+        return out
+
+    def batch(self, numbers: Sequence[int] | np.ndarray) -> Batch:
+        rows, is_pad = self.windows.rows(np.asarray(numbers))
+        seen = torch.from_numpy(rows[:, : self.spec.obs_horizon])
+        return Batch(
+            observation={name: values[seen] for name, values in self.observation.items()},
+            action=self.action[torch.from_numpy(rows)],
+            is_pad=torch.from_numpy(is_pad),
+        )
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.windows)))
+        return self._order[1]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        observation={name: value.to(device, non_blocking=True) for name, value in batch.observation.items()},
+        action=batch.action.to(device, non_blocking=True),
+        is_pad=batch.is_pad.to(device, non_blocking=True),
+    )
+
+
+def _tensor(dataset: Dataset, name: str) -> Tensor:
+    """(N, *shape), float32 or uint8."""
+    stream = dataset.schema.stream(name)
+    if stream.kind != "image":
+        return torch.from_numpy(dataset.read(name).astype(np.float32))
+    return torch.from_numpy(dataset.read(name, dtype="uint8"))  # some are stored as floats of four times the size

@@ -1,0 +1,138 @@
+"""What can be chosen of a training run, its YAML form, and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from robolearn.policies.config import PolicyConfig
+from robolearn_data.schema import UserError
+
+
+class ConfigError(UserError):
+    """A configuration file or option is wrong."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with linear warm-up and cosine decay to zero, and an exponential moving average (EMA) of the weights."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.95, 0.999)
+    weight_decay: float = 1e-6
+    warmup: int = 500
+    """Steps in which the learning rate rises from zero."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    ema_power: float = 0.75
+    """EMA decay at step k is 1 - (1 + k)^-power: young weights are forgotten."""
+    ema_max: float = 0.9999
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Everything that changes its result is here, in the dataset or in the package versions."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    observe: tuple[str, ...] = ()
+    """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    steps: int = 10_000
+    batch_size: int = 128
+    """Windows per step, over all processes together."""
+    seed: int = 0
+    checkpoint_every: int = 1_000
+    eval_every: int = 0
+    """Steps between evaluations in --eval-world; 0: none."""
+    eval_episodes: int = 20
+    eval_seed: int = 50_000
+    """Seed of the first evaluation episode."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.eval_every < 0 or self.eval_episodes < 1:
+            raise ConfigError("eval_every must not be negative and eval_episodes at least 1")
+
+
+def _pusht_state() -> TrainConfig:
+    return TrainConfig(observe=("state",), steps=12_000, batch_size=256, checkpoint_every=600)
+
+
+def _pusht_image() -> TrainConfig:
+    return TrainConfig(observe=("img", "state:agent_x,agent_y"), steps=6_000, batch_size=64, checkpoint_every=500)
+
+
+def _lift_state() -> TrainConfig:
+    return TrainConfig(observe=("state",), steps=1_500, batch_size=128, checkpoint_every=300)
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "pusht-state": _pusht_state,
+    "pusht-image": _pusht_image,
+    "lift-state": _lift_state,
+}
+"""`--preset NAME` -> the run that the README's figures come from."""
+
+_ADAPTER = TypeAdapter(TrainConfig)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a TrainConfig from YAML; what the file leaves out has its default.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, no YAML.
+    """
+    try:
+        return config_from(yaml.safe_load(path.read_text()) or {}, str(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def config_from(value: Any, where: str) -> TrainConfig:
+    """Build a TrainConfig from nested dicts; ``where`` names the source in errors."""
+    return validated(_ADAPTER, value, where)
+
+
+def validated(adapter: TypeAdapter[Any], value: Any, where: str) -> Any:
+    """``adapter``'s reading of ``value`` into a dataclass, with every complaint in one line.
+
+    Raises:
+        ConfigError: wrong types, or keys that the dataclass does not have.
+    """
+    try:
+        result = adapter.validate_python(value)
+    except ValidationError as error:
+        faults = [f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"{where}: {'; '.join(faults)}") from error
+    _refuse_unknown(value, asdict(result), where, "")
+    return result
+
+
+def _refuse_unknown(given: Any, known: Any, where: str, path: str) -> None:
+    """Keys that pydantic passed over: it forbids extras only in classes of its own kind."""
+    if not isinstance(given, dict) or not isinstance(known, dict):
+        return
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {path}{key!s}; valid: {', '.join(known)}")
+        _refuse_unknown(value, known[key], where, f"{path}{key}.")
+
+
+def dump_config(config: TrainConfig) -> str:
+    """YAML that ``load_config`` reads back to an equal configuration."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,211 @@
+"""The training loop, top to bottom: one step is read in `train` from the batch's numbers to the averaged weights.
+
+Nothing random is carried from step to step. The order of the windows, noise and times are functions of (seed, step),
+so that a resumed run equals one that was never stopped, and several processes compute what one would.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from robolearn.evaluation.rollout import evaluate
+from robolearn.policies.checkpoint import save_policy
+from robolearn.policies.policy import Policy
+from robolearn.policies.spec import PolicySpec
+from robolearn.training.batches import WindowBatches, to_device
+from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
+from robolearn.training.ema import Ema
+from robolearn.training.metrics import MetricsLog, plot_metrics
+from robolearn.training.processes import Processes
+from robolearn.training.progress import TrainingBar
+from robolearn.training.resume import Progress, load_state, save_state
+from robolearn_data.dataset import Dataset
+from robolearn_data.schema import Stream, UserError
+from robolearn_data.statistics import statistics
+from robolearn_data.world import World
+
+REPORT_EVERY = 50
+
+
+def train(
+    config: TrainConfig,
+    dataset_path: Path,
+    run: Path,
+    group: Processes,
+    *,
+    make_world: Callable[[], World] | None = None,
+    resume: bool = False,
+    stop_at: int | None = None,
+) -> Policy:
+    """Train a policy and write checkpoints, metrics and state into the folder ``run``.
+
+    Args:
+        group: this process and its siblings, from ``processes()``.
+        make_world: world to evaluate in every ``config.eval_every`` steps.
+        resume: go on from the state in ``run``.
+        stop_at: end after this step as if interrupted, with the state saved.
+
+    Returns:
+        The policy with averaged weights.
+
+    Raises:
+        UserError: data that does not suit, a run folder in use, a loss that is not finite.
+    """
+    dataset = Dataset.open(dataset_path)
+    spec = spec_for(config, dataset)
+    numeric = [name for name, stream in spec.observation.items() if stream.kind != "image"]
+    values = statistics(dataset, [*numeric, "action"])
+    batches = WindowBatches(dataset, spec, batch_size=config.batch_size, seed=config.seed)
+
+    torch.manual_seed(config.seed)
+    policy = Policy(spec, values, config.policy).to(group.device)
+    model = DistributedDataParallel(policy) if group.count > 1 else policy
+    ema = Ema(policy, config.optimiser.ema_power, config.optimiser.ema_max)
+    optimiser = torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.optimiser.lr,
+        betas=config.optimiser.betas,
+        weight_decay=config.optimiser.weight_decay,
+        fused=True,
+    )
+    first, cpu_s = _begin(config, run, group, resume, policy, ema, optimiser)
+    log = MetricsLog(run, first) if group.first else None
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    share = group.share(config.batch_size)
+    last = config.steps if stop_at is None else min(stop_at, config.steps)
+    reported: list[torch.Tensor] = []
+
+    with TrainingBar(first, config.steps, visible=group.first) as bar:
+        for step in range(first, last):
+            began_cpu = time.process_time()
+            numbers = batches.numbers(step)
+            draws = policy.draw(config.batch_size, torch.Generator().manual_seed(_seed(config.seed, step)))
+            torch.manual_seed(_seed(config.seed, step, group.rank))  # image crops
+            batch = to_device(batches.batch(numbers[share]), group.device)
+
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = learning_rate(config.optimiser, step, config.steps)
+            with torch.autocast(group.device.type, torch.bfloat16, enabled=bf16):
+                losses = model(batch, {name: value[share] for name, value in draws.items()})
+            loss = losses.total()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimiser.clip)
+            optimiser.step()
+            ema.update(policy, step)
+            cpu_s += time.process_time() - began_cpu
+
+            reported.append(loss.detach())
+            done = step + 1
+            if done % REPORT_EVERY == 0 or done == last:
+                mean = group.mean(torch.stack(reported).mean())
+                reported.clear()
+                if not math.isfinite(mean):
+                    raise UserError(f"the loss is not finite at step {done}; lower --optimiser.lr or check the data")
+                bar.update(done, mean)
+                if log:
+                    log.write(
+                        {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 2)}
+                    )
+            if log and (done % config.checkpoint_every == 0 or done == last):
+                save_policy(
+                    ema.module,
+                    run / "checkpoints" / f"{done:07d}",
+                    dataset_fingerprint=dataset.fingerprint(),
+                    step=done,
+                )
+                save_state(run, Progress(done, cpu_s), policy, ema, optimiser)
+                plot_metrics(run)
+            if log and make_world and config.eval_every and (done % config.eval_every == 0 or done == config.steps):
+                seeds = range(config.eval_seed, config.eval_seed + config.eval_episodes)
+                result = evaluate(ema.module, make_world, seeds)
+                log.write({"step": done, "success_rate": result.success_rate, "score": result.score})
+                bar.note(f"step {done}: {result.summary()}")
+                plot_metrics(run)
+    return ema.module
+
+
+def spec_for(config: TrainConfig, dataset: Dataset) -> PolicySpec:
+    """The spec of a policy with this configuration on this dataset.
+
+    Raises:
+        UserError: a stream that the dataset does not have, or nothing to observe.
+    """
+    schema = dataset.schema
+    if "action" not in schema.streams:
+        raise ConfigError(f"the dataset has no stream 'action'; it has: {', '.join(sorted(schema.streams))}")
+    usable = schema.of_kind("state", "image")
+    observation: dict[str, Stream] = {}
+    components: dict[str, tuple[int, ...]] = {}
+    for item in config.observe or schema.of_kind("state"):
+        name, _, chosen = item.partition(":")
+        if name not in usable:
+            raise ConfigError(f"--observe {name}: not a stream of kind state or image; valid: {', '.join(usable)}")
+        observation[name] = usable[name]
+        if chosen:
+            names = usable[name].names
+            unknown = [part for part in chosen.split(",") if part not in names]
+            if unknown:
+                raise ConfigError(
+                    f"--observe {item}: {name} has no component {unknown[0]!r}; valid: {', '.join(names)}"
+                )
+            components[name] = tuple(names.index(part) for part in chosen.split(","))
+    policy = config.policy
+    return PolicySpec(
+        observation=observation,
+        action=schema.streams["action"],
+        rate_hz=schema.rate_hz,
+        obs_horizon=policy.obs_horizon,
+        horizon=policy.horizon,
+        action_horizon=policy.action_horizon,
+        components=components,
+    )
+
+
+def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
+    """Linear rise over the warm-up, then half a cosine to zero at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
+
+
+def _begin(
+    config: TrainConfig,
+    run: Path,
+    group: Processes,
+    resume: bool,
+    policy: Policy,
+    ema: Ema,
+    optimiser: torch.optim.Optimizer,
+) -> tuple[int, float]:
+    """Prepare the run folder, or take up the state in it. Returns (steps done, CPU seconds used)."""
+    if resume:
+        if load_config(run / "config.yaml") != config:
+            raise ConfigError(f"the options differ from those in {run / 'config.yaml'}; leave them out with --resume")
+        progress = load_state(run, policy, ema, optimiser)
+        return progress.step, progress.cpu_s
+    if group.first:
+        if (run / "config.yaml").exists():
+            raise ConfigError(f"{run} holds a run already; add --resume to go on with it or choose another --out")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.yaml").write_text(dump_config(config))
+    return 0, 0.0
+
+
+def _seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers (SplitMix64's mixing)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,270 @@
+"""The training loop: exact resume, the same loss across processes, runs that cannot be mixed up, bad data refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robolearn.policies.checkpoint import CheckpointError, list_checkpoints, load_policy, load_spec, resolve_checkpoint
+from robolearn.policies.config import POLICIES, PolicyConfig
+from robolearn.policies.encoders import EncoderConfig
+from robolearn.policies.trunks.unet1d import UNet1dConfig
+from robolearn.training.batches import WindowBatches
+from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
+from robolearn.training.ema import Ema
+from robolearn.training.loop import learning_rate, spec_for, train
+from robolearn.training.metrics import read_metrics
+from robolearn.training.processes import processes
+from robolearn_data.dataset import Dataset
+from robolearn_data.schema import Schema, Stream, UserError
+from robolearn_data.writer import DatasetWriter
+
+SCHEMA = Schema(
+    10.0,
+    {
+        "state": Stream((3,), names=("x", "y", "angle"), wraps=(2,)),
+        "img": Stream((16, 16, 3), "uint8", kind="image"),
+        "action": Stream((2,), kind="action"),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "circle.zarr"
+    rng = np.random.default_rng(0)
+    with DatasetWriter.create(path, SCHEMA) as writer:
+        for length in (30, 12, 45):
+            for t in range(length):
+                state = np.array([np.cos(t / 5), np.sin(t / 5), (t / 5) % (2 * np.pi)], np.float32)
+                image = rng.integers(0, 256, (16, 16, 3), np.uint8)
+                writer.add({"state": state, "img": image, "action": 100 * state[:2]})
+            writer.save_episode({})
+    return path
+
+
+def config(policy: str = "flow", **changes: object) -> TrainConfig:
+    parts: PolicyConfig = replace(
+        POLICIES[policy](), trunk=UNet1dConfig(widths=(16, 32), condition=16), encoder=EncoderConfig(image_width=16)
+    )
+    base = TrainConfig(
+        policy=parts,
+        observe=("state",),
+        steps=40,
+        batch_size=16,
+        checkpoint_every=20,
+        optimiser=OptimiserConfig(warmup=10),
+    )
+    return replace(base, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def run(settings: TrainConfig, data: Path, out: Path, **options: object) -> torch.nn.Module:
+    with processes("cpu") as group:
+        return train(settings, data, out, group, **options)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("policy", ["flow", "diffusion"])
+@pytest.mark.parametrize("observe", [("state",), ("state:x,y", "img")])
+def test_a_resumed_run_equals_one_that_was_never_stopped(
+    policy: str, observe: tuple[str, ...], dataset: Path, tmp_path: Path
+) -> None:
+    settings = config(policy, observe=observe)
+    run(settings, dataset, tmp_path / "whole")
+    run(settings, dataset, tmp_path / "parts", stop_at=23)
+    run(settings, dataset, tmp_path / "parts", resume=True)
+    whole, parts = (load_file(tmp_path / name / "training.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [row["step"] for row in read_metrics(tmp_path / "parts")] == [23, 40]
+
+
+def test_two_processes_compute_the_loss_of_one_with_the_joined_batch(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_config(config(steps=6)))
+    words = ["train", str(dataset), "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    alone = [sys.executable, "-m", "robolearn.cli.main", *words, "--out", str(tmp_path / "one")]
+    joined = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "robolearn.cli.main", *words, "--out", str(tmp_path / "two")),
+    ]
+    for command in (alone, joined):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+    one, two = (read_metrics(tmp_path / name)[-1]["loss"] for name in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-5)
+    weights = [load_policy(tmp_path / name).state_dict() for name in ("one", "two")]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_that_cannot_be_divided_among_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from robolearn.training.processes import Processes
+
+    with pytest.raises(UserError, match="choose a multiple"):
+        Processes(0, 3, torch.device("cpu")).share(16)
+
+
+def test_every_window_comes_once_in_each_epoch(dataset: Path) -> None:
+    data = Dataset.open(dataset)
+    batches = WindowBatches(data, spec_for(config(), data), batch_size=7, seed=3)
+    total = len(batches.windows)
+    drawn = np.concatenate([batches.numbers(step) for step in range(2 * total)])
+    for epoch in range(7):
+        assert sorted(drawn[epoch * total : (epoch + 1) * total]) == list(range(total))
+    assert not np.array_equal(drawn[:total], drawn[total : 2 * total])
+    assert np.array_equal(batches.numbers(5), WindowBatches(data, batches.spec, batch_size=7, seed=3).numbers(5))
+
+
+def test_batches_hold_the_rows_of_their_window(dataset: Path) -> None:
+    data = Dataset.open(dataset)
+    batches = WindowBatches(data, spec_for(config(observe=("state", "img")), data), batch_size=4, seed=0)
+    numbers = np.arange(len(batches.windows))
+    batch = batches.batch(numbers)
+    state, action, image = (data.read(name) for name in ("state", "action", "img"))
+    rows, pad = batches.windows.rows(numbers)
+    np.testing.assert_array_equal(batch.action.numpy(), action[rows])
+    np.testing.assert_array_equal(batch.observation["state"].numpy(), state[rows[:, :2]])
+    np.testing.assert_array_equal(batch.observation["img"].numpy(), image[rows[:, :2]])
+    np.testing.assert_array_equal(batch.is_pad.numpy(), pad)
+    assert pad.any()
+
+
+def test_a_checkpoint_gives_the_same_chunks_as_the_policy_it_was_saved_from(dataset: Path, tmp_path: Path) -> None:
+    trained = run(config(observe=("state", "img")), dataset, tmp_path / "run")
+    loaded = load_policy(tmp_path / "run")
+    seen = {"state": torch.rand(3, 2, 3), "img": torch.randint(0, 256, (3, 2, 16, 16, 3), dtype=torch.uint8)}
+    noise = loaded.noise(3)
+    with torch.inference_mode():
+        expected = trained.sample(trained.encode(seen), noise=noise)  # pyright: ignore[reportCallIssue]
+        assert torch.equal(loaded.sample(loaded.encode(seen), noise=noise), expected)
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["0000020", "0000040"]
+    assert load_spec(tmp_path / "run") == loaded.spec
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+
+
+def test_a_damaged_checkpoint_is_named(dataset: Path, tmp_path: Path) -> None:
+    run(config(steps=2, checkpoint_every=2), dataset, tmp_path / "run")
+    folder = resolve_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_policy(tmp_path)
+    with pytest.raises(CheckpointError, match="--sampler is for diffusion"):
+        load_policy(folder, sampler="ddpm")
+    statistics = folder / "statistics.json"
+    original = statistics.read_text()
+    changed = json.loads(original)
+    changed["action"]["max"][0] += 1
+    statistics.write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match="changed after training"):
+        load_policy(folder)
+    statistics.write_text(original)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_policy(folder)
+
+
+def test_a_run_folder_in_use_is_not_overwritten(dataset: Path, tmp_path: Path) -> None:
+    run(config(steps=2), dataset, tmp_path / "run")
+    with pytest.raises(ConfigError, match="--resume"):
+        run(config(steps=2), dataset, tmp_path / "run")
+    with pytest.raises(ConfigError, match="differ"):
+        run(config(steps=3), dataset, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observe": ("velocity",)}, "valid: state, img"),
+        ({"observe": ("state:z",)}, "valid: x, y, angle"),
+        ({"observe": ("action",)}, "valid: state, img"),
+    ],
+)
+def test_streams_that_do_not_exist_are_named_with_the_valid_ones(
+    changes: dict[str, tuple[str, ...]], message: str, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(config("flow", **changes), dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(dataset: Path, tmp_path: Path) -> None:
+    wild = OptimiserConfig(lr=1e12, warmup=1, clip=1e12)
+    with pytest.raises(UserError, match="not finite"):
+        run(config(steps=200, checkpoint_every=500, optimiser=wild), dataset, tmp_path / "run")
+    assert not list_checkpoints(tmp_path / "run")
+
+
+def test_evaluation_during_training_is_logged(dataset: Path, tmp_path: Path) -> None:
+    from robolearn_sim.worlds import make_world
+
+    path = tmp_path / "pusht.zarr"
+    world = make_world("pusht")
+    with DatasetWriter.create(path, world.spec.schema) as writer:
+        seen = world.reset(0)
+        for _ in range(20):
+            step = world.step(np.array([256, 256], np.float32))
+            writer.add({**seen, "action": np.array([256, 256], np.float32)})
+            seen = step.observation
+        writer.save_episode({})
+    settings = config(steps=4, checkpoint_every=4, eval_every=2, eval_episodes=2)
+    run(settings, path, tmp_path / "run", make_world=functools.partial(make_world, "pusht", max_steps=20))
+    evaluated = [row for row in read_metrics(tmp_path / "run") if "success_rate" in row]
+    assert [row["step"] for row in evaluated] == [2, 4]
+    assert all(0 <= row["score"] <= 1 for row in evaluated)
+
+
+def test_configuration_survives_yaml_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    for settings in (config(), config("diffusion"), TrainConfig(observe=("a", "b:x"))):
+        path.write_text(dump_config(settings))
+        assert load_config(path) == settings
+    for text, message in (
+        ("stepz: 3", "unknown key stepz; valid: policy, optimiser"),
+        ("policy: {trunk: {kind: unet1d, width: 3}}", "unknown key policy.trunk.width"),
+        ("policy: {trunk: {kind: resnet}}", "unet1d"),
+        ("steps: many", "steps"),
+        ("steps: 0", "at least 1"),
+        ("steps: [", "not YAML"),
+        ("- 3", "c.yaml"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message) as error:
+            load_config(path)
+        assert "\n" not in str(error.value)
+
+
+def test_average_forgets_the_start_and_then_follows_slowly() -> None:
+    module = torch.nn.Linear(1, 1)
+    ema = Ema(module, power=0.75, max_decay=0.9999)
+    assert ema.decay(0) == 0
+    assert ema.decay(9999) == pytest.approx(0.999)
+    assert ema.decay(10**9) == 0.9999
+    with torch.no_grad():
+        module.weight.fill_(3.0)
+    ema.update(module, 0)
+    assert float(ema.module.weight) == 3.0  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with torch.no_grad():
+        module.weight.fill_(4.0)
+    ema.update(module, 9999)
+    assert float(ema.module.weight) == pytest.approx(3.001)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_learning_rate_rises_linearly_and_falls_to_zero() -> None:
+    optimiser = OptimiserConfig(lr=1.0, warmup=10)
+    rates = [learning_rate(optimiser, step, 110) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[-1] < 1e-3
