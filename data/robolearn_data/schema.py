@@ -44,6 +44,8 @@ class Stream:
     """Coordinate frame the values are expressed in ("base", "world"), where that has a meaning."""
     wraps: tuple[int, ...] = ()
     """Components that are angles in radians which wrap at a full turn. A policy sees their cosine and sine."""
+    relative: tuple[int, ...] = ()
+    """Action components that are changes per control period: zero stops them. The others are held by repeating them."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -61,8 +63,9 @@ class Stream:
         last = self.shape[-1] if self.shape else 1
         if self.names and len(self.names) != last:
             raise SchemaError(f"{len(self.names)} names for {last} components")
-        if any(not 0 <= i < last for i in self.wraps) or (self.wraps and len(self.shape) != 1):
-            raise SchemaError(f"wraps {self.wraps!r} must index a vector of {last} components")
+        for name, indices in (("wraps", self.wraps), ("relative", self.relative)):
+            if any(not 0 <= i < last for i in indices) or (indices and len(self.shape) != 1):
+                raise SchemaError(f"{name} {indices!r} must index a vector of {last} components")
 
     @property
     def size(self) -> int:
@@ -95,6 +98,7 @@ class Schema:
     def __post_init__(self) -> None:
         if not (np.isfinite(self.rate_hz) and self.rate_hz > 0):
             raise SchemaError(f"rate_hz must be a positive number, got {self.rate_hz!r}")
+        object.__setattr__(self, "rate_hz", float(self.rate_hz))
         for name in self.streams:
             if not name or not all(c.isalnum() or c in "_-" for c in name):
                 raise SchemaError(f"stream name {name!r} is not valid; use letters, digits, '_' and '-'")

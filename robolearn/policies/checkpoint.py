@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
+from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
@@ -57,11 +58,18 @@ def save_policy(policy: Policy, folder: Path, *, dataset_fingerprint: str = "", 
     partial.rename(folder)
 
 
-def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["ddim", "ddpm"] | None = None) -> Policy:
+def load_policy(
+    folder: Path | str,
+    device: str = "cpu",
+    *,
+    sampler: Literal["ddim", "ddpm"] | None = None,
+    temperature: float | None = None,
+) -> Policy:
     """The policy of a checkpoint or run folder, ready for inference.
 
     Args:
-        sampler: for a diffusion policy, another sampler than the one it was trained with names.
+        sampler: for a diffusion policy, another sampler than its configuration names.
+        temperature: for a flow policy, another temperature than its configuration names.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or of another version.
@@ -78,12 +86,15 @@ def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["dd
             raise CheckpointError(
                 f"{folder}: statistics.json or policy.yaml was changed after training; restore the original files"
             )
+        objective = config.objective
         if sampler is not None:
-            if not isinstance(config.objective, DiffusionConfig):
-                raise CheckpointError(
-                    f"{folder} is a {config.objective.kind} policy; --sampler is for diffusion policies"
-                )
-            config = replace(config, objective=replace(config.objective, sampler=sampler, steps=None))
+            if not isinstance(objective, DiffusionConfig):
+                raise CheckpointError(f"{folder} is a {objective.kind} policy; --sampler is for diffusion policies")
+            config = replace(config, objective=replace(objective, sampler=sampler, steps=None))
+        if temperature is not None:
+            if not isinstance(objective, FlowConfig):
+                raise CheckpointError(f"{folder} is a {objective.kind} policy; --temperature is for flow policies")
+            config = replace(config, objective=replace(objective, temperature=temperature))
         policy = Policy(spec, statistics, config)
         policy.load_state_dict(weights)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

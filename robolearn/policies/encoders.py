@@ -59,13 +59,12 @@ class ObservationEncoder(nn.Module):
         """Stream -> (B, O, *shape), physical units."""
         features = [module(observation[name].flatten(2)) for name, module in self.state.items()]
         for name, module in self.image.items():
-            x = observation[name]
-            features.append(module(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+            features.append(module(observation[name]))
         return Context(tokens=torch.cat(features, dim=-1))
 
 
 class ImageEncoder(nn.Module):
-    """(B, H, W, 3) pixels 0..255 -> (B, width)."""
+    """(B, O, H, W, 3) pixels 0..255 -> (B, O, width)."""
 
     def __init__(self, stream: Stream, config: EncoderConfig) -> None:
         super().__init__()
@@ -81,28 +80,30 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-        return self.head(self.net(self._cropped(x)))
+        x = self._cropped(pixels).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        return self.head(self.net(x)).unflatten(0, pixels.shape[:2])
 
-    def _cropped(self, x: Tensor) -> Tensor:
-        (h, w), (ch, cw) = x.shape[-2:], self.crop
-        if (h, w) == (ch, cw):
-            return x
-        if not self.training:
-            top, left = (h - ch) // 2, (w - cw) // 2
-            return x[..., top : top + ch, left : left + cw]
-        # One offset for each image: rows and columns are gathered by index.
-        rows = torch.randint(0, h - ch + 1, (len(x), 1), device=x.device) + torch.arange(ch, device=x.device)
-        columns = torch.randint(0, w - cw + 1, (len(x), 1), device=x.device) + torch.arange(cw, device=x.device)
-        batch = torch.arange(len(x), device=x.device)
-        return x.permute(0, 2, 3, 1)[batch[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    def _cropped(self, pixels: Tensor) -> Tensor:
+        """One place for all frames of a window, so that what moves between them is the scene."""
+        (b, _, h, w, _), (ch, cw) = pixels.shape, self.crop
+        if self.training:
+            top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
+            left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
+        else:
+            top = torch.full((b, 1), (h - ch) // 2, device=pixels.device)
+            left = torch.full((b, 1), (w - cw) // 2, device=pixels.device)
+        rows = (top + torch.arange(ch, device=pixels.device))[:, None, :, None]
+        columns = (left + torch.arange(cw, device=pixels.device))[:, None, None, :]
+        window = torch.arange(b, device=pixels.device)[:, None, None, None]
+        frame = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+        return pixels[window, frame, rows, columns]
 
 
-def _cnn(channels: int, widths: tuple[int, ...] = (24, 48, 64, 64)) -> nn.Module:
+def _cnn(channels: int) -> nn.Module:
+    """Patches of 4 x 4 pixels, then convolutions of stride 2: a sixteenth of the size on each side."""
     layers: list[nn.Module] = []
-    for i, width in enumerate(widths):
-        kernel = 5 if i == 0 else 3
-        layers += [nn.Conv2d(channels, width, kernel, stride=2, padding=kernel // 2), nn.GroupNorm(8, width), nn.SiLU()]
+    for kernel, stride, width in ((4, 4, 32), (3, 2, 64), (3, 2, 64)):
+        layers += [nn.Conv2d(channels, width, kernel, stride, 0 if kernel == stride else 1), nn.GroupNorm(8, width), nn.SiLU()]
         channels = width
     return nn.Sequential(*layers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from robolearn.policies.config import PolicyConfig
+from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn_data.schema import UserError
 
 
@@ -64,11 +65,21 @@ class TrainConfig:
 
 
 def _pusht_state() -> TrainConfig:
-    return TrainConfig(observe=("state",), steps=12_000, batch_size=256, checkpoint_every=600)
+    return TrainConfig(
+        policy=PolicyConfig(trunk=UNet1dConfig(widths=(48, 96, 192))),
+        optimiser=OptimiserConfig(lr=5e-4),
+        observe=("state",),
+        steps=9_000,
+        batch_size=256,
+        checkpoint_every=300,
+        precision="bf16",
+    )
 
 
 def _pusht_image() -> TrainConfig:
-    return TrainConfig(observe=("img", "state:agent_x,agent_y"), steps=6_000, batch_size=64, checkpoint_every=500)
+    return replace(
+        _pusht_state(), observe=("img", "state:agent_x,agent_y"), steps=10_000, batch_size=64, checkpoint_every=500
+    )
 
 
 def _lift_state() -> TrainConfig:

@@ -76,6 +76,7 @@ def train(
     )
     first, cpu_s = _begin(config, run, group, resume, policy, ema, optimiser)
     log = MetricsLog(run, first) if group.first else None
+    fingerprint = dataset.fingerprint() if group.first else ""
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
@@ -105,7 +106,8 @@ def train(
 
             reported.append(loss.detach())
             done = step + 1
-            if done % REPORT_EVERY == 0 or done == last:
+            saves = done % config.checkpoint_every == 0 or done == last
+            if done % REPORT_EVERY == 0 or saves:
                 mean = group.mean(torch.stack(reported).mean())
                 reported.clear()
                 if not math.isfinite(mean):
@@ -115,13 +117,9 @@ def train(
                     log.write(
                         {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 2)}
                     )
-            if log and (done % config.checkpoint_every == 0 or done == last):
-                save_policy(
-                    ema.module,
-                    run / "checkpoints" / f"{done:07d}",
-                    dataset_fingerprint=dataset.fingerprint(),
-                    step=done,
-                )
+            if log and saves:
+                folder = run / "checkpoints" / f"{done:07d}"
+                save_policy(ema.module, folder, dataset_fingerprint=fingerprint, step=done)
                 save_state(run, Progress(done, cpu_s), policy, ema, optimiser)
                 plot_metrics(run)
             if log and make_world and config.eval_every and (done % config.eval_every == 0 or done == config.steps):

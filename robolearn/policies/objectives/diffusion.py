@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from robolearn.policies.contracts import Denoiser, Draws
@@ -34,6 +32,10 @@ class DiffusionConfig:
 
 class Diffusion:
     def __init__(self, config: DiffusionConfig) -> None:
+        # Here and not above, since importing diffusers takes two seconds that a flow policy need not pay.
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
         self.config = config
         # The samplers get the clean chunk ("sample"), already clipped by ``clean``.
         options = {
@@ -68,7 +70,7 @@ class Diffusion:
         if steps > self.config.levels:
             raise UserError(f"{steps} denoising steps asked, the policy was trained with {self.config.levels} levels")
         generators = None
-        if isinstance(self.scheduler, DDPMScheduler):
+        if self.config.sampler == "ddpm":
             bits = noise[:, 0, 0].detach().cpu().float().view(torch.int32)
             generators = [torch.Generator().manual_seed(int(seed)) for seed in bits]
         self.scheduler.set_timesteps(steps)
