@@ -1,0 +1,150 @@
+"""The rings between the processes of a running policy, and what one record of each holds.
+
+``observations`` control -> policy, log: one record at every tick, before the action is chosen.
+``chunks``       policy -> control, log: one record for every inference.
+``ticks``        control -> log: what was done at each tick, naming its observation by index.
+``commands``     parent -> all: present when the run shall end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from robolearn_data.schema import Observation, Schema, Stream
+from robolearn_deploy.chunks import Chunk
+from robolearn_deploy.ring import Field, Ring, RingHandle
+
+LOG_SECONDS = 10.0
+"""How long the log may be busy elsewhere before it loses ticks."""
+LOG_BYTES = 1 << 28
+"""Upper limit to the memory spent on that."""
+
+REFUSALS = 4  # fields of chunks.Refusals
+
+
+@dataclass(frozen=True)
+class Handles:
+    """The rings by name. It can be pickled."""
+
+    observations: RingHandle
+    chunks: RingHandle
+    ticks: RingHandle
+    commands: RingHandle
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The rings of one run, as one process sees them."""
+
+    observations: Ring
+    chunks: Ring
+    ticks: Ring
+    commands: Ring
+
+    @classmethod
+    def create(cls, schema: Schema, action: Stream, horizon: int) -> Channels:
+        """The rings for a world of ``schema`` and chunks of ``horizon`` actions."""
+        deep = max(64, round(LOG_SECONDS * schema.rate_hz))
+        observation = observation_fields(schema)
+        size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in observation.values())
+        with ExitStack() as stack:
+            rings = cls(
+                observations=stack.enter_context(Ring.create(observation, max(16, min(deep, LOG_BYTES // size)))),
+                chunks=stack.enter_context(Ring.create(chunk_fields(action, horizon), deep)),
+                ticks=stack.enter_context(Ring.create(tick_fields(action), deep)),
+                commands=stack.enter_context(Ring.create({"stop": ("u1", ())}, 2)),
+            )
+            stack.pop_all()
+        return rings
+
+    @classmethod
+    def attach(cls, handles: Handles) -> Channels:
+        return cls(**{f.name: Ring.attach(getattr(handles, f.name)) for f in fields(cls)})
+
+    @property
+    def handles(self) -> Handles:
+        return Handles(**{f.name: getattr(self, f.name).handle for f in fields(self)})
+
+    def close(self) -> None:
+        for f in fields(self):
+            getattr(self, f.name).close()
+
+    def __enter__(self) -> Channels:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stop(self) -> None:
+        """Tell every process that the run shall end."""
+        self.commands.publish({"stop": 1})
+
+    def stop_check(self) -> Callable[[], bool]:
+        """For a child: whether the run shall end, because the parent says so or is no more."""
+        parent = os.getppid()
+        return lambda: self.commands.count > 0 or os.getppid() != parent
+
+
+def observation_fields(schema: Schema) -> dict[str, Field]:
+    streams = {stream_field(name): (s.dtype, s.shape) for name, s in schema.of_kind("state", "image").items()}
+    return {"capture_ns": ("i8", ()), "episode": ("i8", ()), **streams}
+
+
+def stream_field(name: str) -> str:
+    """Field of an observation record that holds the stream ``name``."""
+    return f"stream/{name}"
+
+
+def observation_of(record: np.void, schema: Schema) -> Observation:
+    """The streams in a record of the ring ``observations``."""
+    return {name: record[stream_field(name)] for name in schema.of_kind("state", "image")}
+
+
+def chunk_fields(action: Stream, horizon: int) -> dict[str, Field]:
+    return {
+        "sequence": ("i8", ()),
+        "episode": ("i8", ()),
+        "capture_ns": ("i8", ()),
+        "times_ns": ("i8", (horizon,)),
+        "actions": ("f4", (horizon, *action.shape)),
+        "expiry_ns": ("i8", ()),
+        "started_ns": ("i8", ()),  # inference began
+        "ended_ns": ("i8", ()),  # inference ended
+    }
+
+
+def chunk_of(record: np.void) -> Chunk:
+    """The chunk in a record of the ring ``chunks``."""
+    return Chunk(
+        sequence=int(record["sequence"]),
+        episode=int(record["episode"]),
+        capture_ns=int(record["capture_ns"]),
+        times_ns=record["times_ns"],
+        actions=record["actions"],
+        expiry_ns=int(record["expiry_ns"]),
+    )
+
+
+def tick_fields(action: Stream) -> dict[str, Field]:
+    return {
+        "episode": ("i8", ()),
+        "observation": ("i8", ()),  # index in the ring ``observations``
+        "due_ns": ("i8", ()),
+        "woke_ns": ("i8", ()),
+        "missed": ("i8", ()),  # deadlines passed unserved, see ticker.Tick
+        "state": ("u1", ()),  # chunks.ControlState
+        "chunk": ("i8", ()),  # sequence of the chunk that decided, -1 without
+        "chunk_capture_ns": ("i8", ()),
+        "requested": (action.dtype, action.shape),  # by the policy; the hold action without a chunk
+        "sent": (action.dtype, action.shape),
+        "step_ns": ("i8", ()),  # what the world took to carry it out
+        "score": ("f8", ()),
+        "success": ("u1", ()),
+        "done": ("u1", ()),
+        "refusals": ("i8", (REFUSALS,)),  # chunks.Refusals so far
+    }

@@ -1,0 +1,144 @@
+"""The fast half: drives the world at its control rate and never waits for the policy.
+
+At every tick, in this order: publish the observation, take in what chunks have come, choose the action of this instant,
+have the world carry it out, publish what was done. Nothing here takes a lock, opens a file or talks to the network.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+from robolearn_data.schema import Observation, SchemaError
+from robolearn_data.world import Step, World, WorldSpec
+from robolearn_deploy.channels import Channels, Handles, chunk_of, stream_field
+from robolearn_deploy.chunks import ControlState, NaivePlan, Planned, Refusals, hold_action
+from robolearn_deploy.ticker import Tick, Ticker
+from robolearn_deploy.worker import Rendezvous
+from robolearn_hardware.clock import now_ns, period_ns
+
+
+@dataclass(frozen=True)
+class ControlOptions:
+    spec: WorldSpec
+    """What the parent was told the world is."""
+    seed: int
+    """Start of the first episode; the next ones follow."""
+    episodes: int | None
+    """How many; without a limit by default."""
+    relative: tuple[int, ...]
+    """Components of the action that are changes per control period, see ``chunks.hold_action``."""
+
+
+def control_process(
+    rendezvous: Rendezvous, handles: Handles, make: Callable[[], World], options: ControlOptions
+) -> None:
+    """The body of the process, until the run or its episodes end."""
+    with Channels.attach(handles) as channels:
+        world = make()
+        try:
+            if world.spec != options.spec:
+                raise SchemaError("the world that was started is not the one announced; start again")
+            rendezvous()
+            _Control(world, channels, options).run()
+        finally:
+            world.close()
+
+
+class _Control:
+    def __init__(self, world: World, channels: Channels, options: ControlOptions) -> None:
+        self._world = world
+        self._channels = channels
+        self._options = options
+        self._stopped = channels.stop_check()
+        self._action = world.spec.schema.stream("action")
+        self._refusals = Refusals()
+        self._plan = NaivePlan(self._refusals)
+        self._next_chunk = 0
+
+    def run(self) -> None:
+        limit = self._options.episodes
+        for episode in itertools.count() if limit is None else range(limit):
+            if self._stopped():
+                return
+            observation = self._world.reset(self._options.seed + episode)
+            # The collector must not stop a tick: it runs here, and leaves alone what outlives the episode.
+            gc.collect()
+            gc.freeze()
+            gc.disable()
+            try:
+                self._episode(episode, observation)
+            finally:
+                gc.enable()
+
+    def _episode(self, episode: int, observation: Observation) -> None:
+        self._plan.begin(episode)
+        period = period_ns(self._world.spec.schema.rate_hz)
+        ticker = Ticker(now_ns() + period, period)
+        sent: np.ndarray | None = None
+        while not self._stopped():
+            tick = ticker.wait()
+            index = self._observe(tick, episode, observation)
+            self._receive(tick.woke_ns)
+            planned = self._plan.at(tick.due_ns)
+            if planned is None and sent is None:
+                self._log(tick, episode, index, ControlState.WAITING)
+                continue
+            if planned is not None:
+                state, requested = ControlState.RUNNING, planned.action
+            else:
+                assert sent is not None
+                state, requested = ControlState.HOLDING, hold_action(sent, self._options.relative)
+            sent = requested.astype(self._action.dtype)
+            began_ns = now_ns()
+            step = self._world.step(sent)
+            self._log(tick, episode, index, state, planned, requested, sent, step, now_ns() - began_ns)
+            if step.done:
+                return
+            observation = step.observation
+
+    def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
+        streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image")}
+        return self._channels.observations.publish({"capture_ns": tick.due_ns, "episode": episode, **streams})
+
+    def _receive(self, at_ns: int) -> None:
+        for index, record in self._channels.chunks.since(self._next_chunk):
+            self._next_chunk = index + 1
+            self._plan.offer(chunk_of(record), at_ns)
+
+    def _log(
+        self,
+        tick: Tick,
+        episode: int,
+        observation: int,
+        state: ControlState,
+        planned: Planned | None = None,
+        requested: np.ndarray | None = None,
+        sent: np.ndarray | None = None,
+        step: Step | None = None,
+        step_ns: int = 0,
+    ) -> None:
+        nothing = np.zeros(self._action.shape, self._action.dtype)
+        self._channels.ticks.publish(
+            {
+                "episode": episode,
+                "observation": observation,
+                "due_ns": tick.due_ns,
+                "woke_ns": tick.woke_ns,
+                "missed": tick.missed,
+                "state": state,
+                "chunk": planned.chunk.sequence if planned else -1,
+                "chunk_capture_ns": planned.chunk.capture_ns if planned else 0,
+                "requested": nothing if requested is None else requested,
+                "sent": nothing if sent is None else sent,
+                "step_ns": step_ns,
+                "score": step.score if step else 0.0,
+                "success": step.success if step else False,
+                "done": step.done if step else False,
+                "refusals": astuple(self._refusals),
+            }
+        )

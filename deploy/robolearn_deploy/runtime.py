@@ -1,0 +1,196 @@
+"""Runs a policy against a world in real time: starts the processes, watches them, and ends them in order.
+
+This process starts a policy process and a control process, joined by the rings of channels.py, and is the third place
+where what happens is recorded. It is on no control path: if it stalls, the robot goes on; if it is killed, the others
+end by themselves.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.dataset import DatasetError
+from robolearn_data.world import World, WorldSpec
+from robolearn_data.writer import DatasetWriter
+from robolearn_deploy.channels import Channels
+from robolearn_deploy.chunks import ControlState
+from robolearn_deploy.control_process import ControlOptions, control_process
+from robolearn_deploy.log import Log, Measurements, recording_schema
+from robolearn_deploy.policy_process import Inference, PolicyOptions, policy_process
+from robolearn_deploy.report import Report
+from robolearn_deploy.worker import Worker, wait_ready
+
+POLL_S = 0.02
+START_TIMEOUT_S = 180.0
+"""A simulator may compile its kernels when it is started for the first time on a machine."""
+STOP_TIMEOUT_S = 10.0
+HOLD_AFTER_FAILURE_S = 1.0
+"""How long a run whose policy has failed goes on holding before it ends."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    seconds: float
+    """The run ends after this time, counted from the moment when both processes are ready."""
+    episodes: int | None = None
+    """It ends after this many episodes too."""
+    seed: int = 0
+    """Start of the first episode; the next ones follow."""
+    replan_steps: int | None = None
+    """Control periods between the observations of two chunks; by default the policy's action horizon."""
+    relative: tuple[int, ...] = ()
+    """Components of the action that are changes per control period, see ``chunks.hold_action``."""
+    out: Path | None = None
+    """Record a dataset here."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values for that dataset."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Identifiers of the running children, for whoever watches."""
+
+    policy: int
+    control: int
+
+
+class Watcher(Protocol):
+    """Whoever wants to know what happens while a run goes on."""
+
+    def started(self, processes: Processes) -> None:
+        """Both processes are ready and the run begins."""
+        ...
+
+    def progress(self, elapsed_s: float, measured: Measurements) -> None:
+        """Called about fifty times a second. elapsed_s is 0 until the run begins."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Something a person should know, in one line."""
+        ...
+
+
+class _Nobody:
+    """A watcher who looks away."""
+
+    def started(self, processes: Processes) -> None: ...
+
+    def progress(self, elapsed_s: float, measured: Measurements) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+def run(
+    world: Callable[[], World],
+    world_spec: WorldSpec,
+    policy: Callable[[], Inference],
+    policy_spec: PolicySpec,
+    options: RunOptions,
+    watcher: Watcher | None = None,
+) -> Report:
+    """Run until the time or the episodes are over, SIGINT or SIGTERM comes, or a process fails.
+
+    Args:
+        world, policy: picklable, called in their own processes; what they make has to have the specs given.
+
+    Raises:
+        SpecError: policy and world do not fit.
+        StartError: a process failed before the run began.
+        DatasetError, OSError: the recording cannot be written; the processes are ended, saved episodes are whole.
+    """
+    watcher = watcher or _Nobody()
+    schema = world_spec.schema
+    policy_spec.check_fits(schema, f"the world {world_spec.name!r}")
+    if options.out is not None and options.out.exists():
+        raise DatasetError(f"{options.out} exists; choose another path for the recording")
+    with ExitStack() as stack:
+        stop_asked = stack.enter_context(_signals_noted())
+        channels = stack.enter_context(Channels.create(schema, policy_spec.action, policy_spec.horizon))
+        workers: list[Worker] = []
+        stack.callback(_end, channels, workers)  # before the rings are closed, whatever happens
+
+        replan = options.replan_steps or policy_spec.action_horizon
+        thinking = PolicyOptions(policy_spec, replan)
+        thinker = Worker("policy", policy_process, channels.handles, policy, thinking)
+        workers.append(thinker)
+        acting = ControlOptions(world_spec, options.seed, options.episodes, options.relative)
+        actor = Worker("control", control_process, channels.handles, world, acting)
+        workers.append(actor)
+
+        def starting() -> None:
+            watcher.progress(0.0, Measurements())
+            if stop_asked():
+                raise KeyboardInterrupt
+
+        wait_ready(workers, START_TIMEOUT_S, starting)
+        writer = None
+        if options.out is not None:
+            made = DatasetWriter.create(options.out, recording_schema(schema), metadata=options.metadata)
+            writer = stack.enter_context(made)
+        log = Log(channels, schema, options.seed, writer)
+        for worker in workers:
+            worker.release()
+        watcher.started(Processes(policy=thinker.pid, control=actor.pid))
+        failure = _watch(thinker, actor, log, options.seconds, stop_asked, watcher)
+        _end(channels, workers)
+        log.finish()
+        failure = failure or actor.failure() or thinker.failure()
+        return Report.of(log.measured, world_spec.name, schema.rate_hz, failure)
+
+
+def _watch(
+    thinker: Worker, actor: Worker, log: Log, seconds: float, stop_asked: Callable[[], bool], watcher: Watcher
+) -> str:
+    """Until the run is over. Returns why it failed, or an empty string."""
+    began = time.monotonic()
+    failure = ""
+    holding_since = None
+    while True:
+        now = time.monotonic()
+        log.drain()
+        watcher.progress(now - began, log.measured)
+        if not actor.running or stop_asked() or now - began > seconds:
+            return actor.failure() or failure
+        if not thinker.running:
+            if not failure:
+                failure = thinker.failure() or "the policy process has ended"
+                watcher.message(f"{failure}; the robot holds when its last chunk has expired")
+            if log.measured.state is ControlState.RUNNING:
+                holding_since = None
+            else:
+                holding_since = holding_since or now
+                if now - holding_since > HOLD_AFTER_FAILURE_S:
+                    return failure
+        time.sleep(POLL_S)
+
+
+def _end(channels: Channels, workers: list[Worker]) -> None:
+    """Tell the children to end, wait a bounded time, kill what is left. A second call does nothing."""
+    if workers:
+        channels.stop()
+    # Control first: it must not see the policy go.
+    while workers:
+        workers.pop().stop(STOP_TIMEOUT_S)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[Callable[[], bool]]:
+    """Within, SIGINT and SIGTERM only set what the yielded function returns. A no-op outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = threading.Event()
+    previous = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
