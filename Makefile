@@ -1,0 +1,47 @@
+# Everything from a fresh clone: `make demo`, `make test`. Needs Python 3.11 or 3.12 and the apt packages that the README names.
+
+# The first interpreter that suits constraints.txt and can make virtual environments.
+SUITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+export SDL_VIDEODRIVER := dummy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint check format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## the virtual environment .venv with the tested set of packages
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c '$(SUITS)' 2>/dev/null || { echo "'$(PYTHON)' is not Python 3.11 or 3.12 with venv;" \
+		"install python3-venv or name another: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[sim,dev]'
+	touch $@
+
+demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.html
+	$(BIN)/robolearn demo
+
+test: lint  ## lint, types and every test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: lint  ## lint, types and the tests that take less than ten seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check --no-cache
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(READY)  ## bring the code into the style that lint checks
+	$(BIN)/ruff check --no-cache --fix
+	$(BIN)/ruff format
+
+clean:  ## remove the virtual environment, caches and built wheels; runs/ stays
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,91 @@
+"""`robolearn COMMAND ...`: finds the command's module, parses its options and reports mistakes in one line."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from robolearn.cli.parse import UsageError, parse, stderr_line
+from robolearn_data.schema import UserError
+
+COMMANDS = {
+    "collect": "record demonstrations into a dataset",
+    "train": "train a policy from a dataset",
+    "eval": "run a checkpoint in simulation and count successes",
+    "deploy": "run a checkpoint against a world in real time",
+    "data": "look at, check and import datasets",
+    "demo": "collect, train, evaluate and deploy in one go",
+}
+"""Command -> one line of help. Each is the module robolearn.cli.<command> with ``COMMANDS``: name -> (options, run)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        stderr_line(f"error: {error}")
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone (`robolearn ... | head`); nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        stderr_line(f"error: {_explain(error)}")
+        return 2
+    except KeyboardInterrupt:
+        stderr_line("stopped")
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview("robolearn COMMAND ...", COMMANDS))
+        return 0 if words else 2
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; valid: {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"robolearn.cli.{name}")
+    commands: dict[str, tuple[type, Callable[[Any], int | None]]] = module.COMMANDS
+    if "" in commands:
+        options, run = commands[""]
+        prog = f"robolearn {name}"
+    else:
+        if not rest or rest[0] in ("-h", "--help"):
+            helps = {k: (run.__doc__ or "").split("\n")[0] for k, (_, run) in commands.items()}
+            print(_overview(f"robolearn {name} COMMAND ...", helps))
+            return 0 if rest else 2
+        sub, *rest = rest
+        if sub not in commands:
+            raise UsageError(f"unknown command 'robolearn {name} {sub}'; valid: {', '.join(commands)}")
+        options, run = commands[sub]
+        prog = f"robolearn {name} {sub}"
+    read = getattr(module, "read_options", None)
+    return run(read(rest, prog) if read else parse(options, rest, prog=prog)) or 0
+
+
+def _overview(usage: str, commands: dict[str, str]) -> str:
+    lines = [f"usage: {usage}", "", "commands:"]
+    lines += [f"  {name:10s} {text}" for name, text in commands.items()]
+    return "\n".join([*lines, "", f"`{usage.replace('COMMAND ...', 'COMMAND --help')}` explains one."])
+
+
+def _explain(error: OSError) -> str:
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; what was saved before is whole: free space and run the command again"
+    if error.errno == errno.ENOENT:
+        return f"no such file or folder{where}; check the path"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"not permitted{where}; check the owner and mode of the path"
+    return f"{error.strerror or str(error) or type(error).__name__}{where}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
