@@ -1,0 +1,182 @@
+"""Reading a dataset. N = rows (control steps) of all episodes together, E = episodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from robolearn_data import storage
+from robolearn_data.schema import Schema, SchemaError
+from robolearn_data.storage import DatasetError
+
+
+class Dataset:
+    """The episodes that were published when it was opened; a writer may go on appending meanwhile.
+
+    Opening reads the schema and the episode ends; everything else is read when it is asked for. Instances can be
+    pickled, so that loader processes can share one.
+    """
+
+    def __init__(self, path: Path, schema: Schema, metadata: dict[str, Any], episode_ends: np.ndarray) -> None:
+        self.path = path
+        self.schema = schema
+        self.metadata = metadata
+        self.episode_ends = episode_ends
+        """(E,) int64, cumulative: episode i is rows [episode_ends[i - 1], episode_ends[i])."""
+        self._arrays: dict[str, zarr.Array] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Open the dataset at ``path`` for reading.
+
+        Raises:
+            DatasetError: missing, of another kind or format version, or damaged.
+        """
+        path = Path(path)
+        attributes = storage.read_attributes(path)
+        try:
+            schema = Schema.from_json(attributes["schema"])
+            metadata = dict(attributes.get("metadata") or {})
+            ends = np.asarray(storage.open_array(LocalStore(path, read_only=True), storage.ENDS)[:])
+        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+            raise _damaged(path, str(error)) from error
+        if ends.dtype != np.int64 or ends.ndim != 1 or np.any(np.diff(ends, prepend=0) <= 0):
+            raise _damaged(path, "meta/episode_ends does not increase")
+        dataset = cls(path, schema, metadata, ends)
+        for name in schema.streams:
+            dataset.array(name)
+        return dataset
+
+    @property
+    def steps(self) -> int:
+        """N, the rows of all episodes together."""
+        return int(self.episode_ends[-1]) if len(self.episode_ends) else 0
+
+    @property
+    def episodes(self) -> int:
+        return len(self.episode_ends)
+
+    def array(self, name: str) -> zarr.Array:
+        """The zarr array (>= N, ...) of a stream. Rows from ``steps`` on belong to an episode not yet published.
+
+        Raises:
+            SchemaError: no such stream.
+            DatasetError: the array does not fit the schema.
+        """
+        if name not in self._arrays:
+            stream = self.schema.stream(name)
+            array = self._open(f"data/{name}")
+            if array is None:
+                raise _damaged(self.path, f"data/{name} is missing")
+            if array.shape[1:] != stream.shape or array.dtype != np.dtype(stream.dtype):
+                raise _damaged(self.path, f"data/{name} is {array.dtype}{array.shape[1:]}, not as its schema says")
+            if array.shape[0] < self.steps:
+                raise _damaged(self.path, f"data/{name} has {array.shape[0]} rows of {self.steps}")
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def blocks(self, name: str, rows: slice | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Row number and values (n, ...) of consecutive pieces of a stream, cut where its files end."""
+        array = self.array(name)
+        start, stop, _ = (rows or slice(None)).indices(self.steps)
+        unit = (array.shards or array.chunks)[0] * (1 if array.shards else 64)
+        while start < stop:
+            end = min((start // unit + 1) * unit, stop)
+            with zarr.config.set(storage.BULK):
+                block = np.asarray(array[start:end])
+            yield start, block
+            start = end
+
+    def read(self, name: str, rows: slice | None = None, dtype: str | None = None) -> np.ndarray:
+        """A stream's rows (N, ...) in memory, or those of ``rows``.
+
+        ``dtype`` converts piece by piece (images stored as float32 0..255 read as "uint8" never exist twice).
+
+        Raises:
+            SchemaError: no such stream, or ``dtype`` cannot hold the values exactly.
+        """
+        start, stop, _ = (rows or slice(None)).indices(self.steps)
+        stream = self.schema.stream(name)
+        out = np.empty((max(stop - start, 0), *stream.shape), dtype or stream.dtype)
+        for row, block in self.blocks(name, slice(start, stop)):
+            piece = out[row - start : row - start + len(block)]
+            np.copyto(piece, block, casting="unsafe")
+            if dtype is not None and not np.array_equal(piece, block):
+                raise SchemaError(f"stream {name!r} of {stream.dtype} cannot be read as {dtype}: values would change")
+        return out
+
+    def rows(self, episode: int) -> slice:
+        """The rows of an episode; negative numbers count from the last one."""
+        if not -self.episodes <= episode < self.episodes:
+            raise SchemaError(f"no episode {episode}; the dataset has {self.episodes}")
+        episode %= self.episodes
+        start = int(self.episode_ends[episode - 1]) if episode else 0
+        return slice(start, int(self.episode_ends[episode]))
+
+    def episode(self, episode: int) -> dict[str, np.ndarray]:
+        """Every stream (T, ...) of one episode."""
+        rows = self.rows(episode)
+        return {name: self.read(name, rows) for name in self.schema.streams}
+
+    def episode_info(self, episode: int) -> dict[str, Any]:
+        """What was noted about one episode: "uuid", and task, success, operator, seed, ... where given.
+
+        Recorded live it has "wall_time_ns" (of the first row) and "wall_offset_ns" (wall time - CLOCK_MONOTONIC).
+        """
+        self.rows(episode)
+        array = self._open(storage.INFO)
+        try:
+            return dict(json.loads(str(array[episode % self.episodes])))  # pyright: ignore[reportOptionalSubscript]
+        except (TypeError, ValueError, LookupError) as error:
+            raise _damaged(self.path, f"meta/episode_info of episode {episode} cannot be read") from error
+
+    def times(self, name: str = storage.TICK) -> np.ndarray | None:
+        """(N,) int64 ns of CLOCK_MONOTONIC: of the control steps, or when stream ``name`` was captured; 0 = not known.
+
+        None where the dataset has no such times.
+        """
+        return self._column(f"time/{name}")
+
+    def valid(self, name: str) -> np.ndarray:
+        """(N,) bool: False where stream ``name`` dropped a frame and the row repeats the one before."""
+        self.schema.stream(name)
+        column = self._column(f"valid/{name}")
+        return np.ones(self.steps, bool) if column is None else column
+
+    def fingerprint(self) -> str:
+        """Names the training data (hex): schema, episode ends, values of all streams but images and their like."""
+        digest = hashlib.sha256(json.dumps(self.schema.to_json(), sort_keys=True).encode())
+        digest.update(self.episode_ends.tobytes())
+        for name, stream in sorted(self.schema.streams.items()):
+            if not storage.is_framed(stream):
+                for _, block in self.blocks(name):
+                    digest.update(np.ascontiguousarray(block).tobytes())
+        return digest.hexdigest()[:16]
+
+    def _column(self, name: str) -> np.ndarray | None:
+        array = self._open(name)
+        if array is None:
+            return None
+        if array.shape[0] < self.steps:
+            raise _damaged(self.path, f"{name} has {array.shape[0]} rows of {self.steps}")
+        return np.asarray(array[: self.steps])
+
+    def _open(self, name: str) -> zarr.Array | None:
+        if not (self.path / name / "zarr.json").exists():
+            return None
+        try:
+            return storage.open_array(LocalStore(self.path, read_only=True), name)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(self.path, f"{name}: {error}") from error
+
+
+def _damaged(path: Path, fault: str) -> DatasetError:
+    line = " ".join(fault.split())
+    return DatasetError(f"dataset {path} is damaged: {line}; `robolearn data validate {path}` lists every fault")

@@ -1,0 +1,1 @@
+"""Datasets of other programs, read and written without importing those programs."""

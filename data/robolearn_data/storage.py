@@ -1,0 +1,177 @@
+"""How a dataset lies on disk: its arrays, their chunks and compression, and writes that survive a power cut.
+
+One zarr v3 group, readable with plain ``zarr.open``::
+
+    zarr.json               attributes {"robolearn": {"format", "schema", "metadata"}}
+    data/<stream>           (N, ...) one row per control step
+    meta/episode_ends       (E,) int64, cumulative: episode i is rows [ends[i - 1], ends[i])
+    meta/episode_info       (E,) JSON text about each episode
+    time/tick               (N,) int64 ns, CLOCK_MONOTONIC of the control step; 0 = not known
+    time/<stream>           (N,) int64 ns, when that stream's sample was captured; 0 = not known
+    valid/<stream>          (N,) bool, False where the stream dropped a frame and the row holds a stand-in
+
+Arrays under ``time`` and ``valid`` exist only once something was known or dropped; absent means all 0, all True.
+Rows past ``episode_ends[-1]`` are not part of the dataset: an episode exists from the moment ``episode_ends`` names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import LocalStore
+
+from robolearn_data.schema import SchemaError, Stream, UserError
+
+FORMAT = 1
+ATTRIBUTE = "robolearn"
+ENDS = "meta/episode_ends"
+INFO = "meta/episode_info"
+TICK = "tick"
+
+BULK = {"codec_pipeline.batch_size": 256}
+"""zarr configuration for long runs of rows. By default each frame of a shard is a task: 2.5 times the CPU time."""
+
+_FRAME_BYTES = 4096
+"""A row at least this large is a random-access unit of its own, as every image is."""
+_BLOCK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 64 * 2**10
+
+
+class DatasetError(UserError):
+    """A dataset is missing, damaged, of another kind, or used in a way that would harm it."""
+
+
+def compressor(name: str, dtype: str) -> BytesBytesCodec:
+    """The lossless zarr codec for a stream: "zstd-1" (fast, for recording) or "zstd-5" (small, for archives)."""
+    levels = {"zstd-1": 1, "zstd-5": 5}
+    if name not in levels:
+        raise SchemaError(f"compression {name!r} is unknown; valid: {', '.join(levels)}")
+    width = np.dtype(dtype).itemsize
+    shuffle = "shuffle" if width > 1 else "noshuffle"
+    return BloscCodec(typesize=width, cname="zstd", clevel=levels[name], shuffle=shuffle)
+
+
+def rows_per_file(stream: Stream) -> int:
+    """Rows that share one file: as many as make a modest file, since appending rewrites the last, partly filled one."""
+    row = stream.size * np.dtype(stream.dtype).itemsize
+    if is_framed(stream):
+        return int(np.clip(_BLOCK_BYTES // row, 1, 256))
+    return int(np.clip(_CHUNK_BYTES // row, 1, 512))
+
+
+def is_framed(stream: Stream) -> bool:
+    """Whether each row is compressed alone, so that one can be read without its neighbours."""
+    return stream.kind == "image" or stream.size * np.dtype(stream.dtype).itemsize >= _FRAME_BYTES
+
+
+def create_array(
+    store: LocalStore, name: str, stream: Stream, *, rows: int = 0, fill: Any = 0, compression: str = "zstd-1"
+) -> zarr.Array:
+    """Make ``name`` with ``rows`` rows that read as ``fill``."""
+    unit = rows_per_file(stream)
+    framed = is_framed(stream)
+    return zarr.create_array(
+        store,
+        name=name,
+        shape=(rows, *stream.shape),
+        dtype=stream.dtype,
+        chunks=(1 if framed else unit, *stream.shape),
+        shards=(unit, *stream.shape) if framed else None,
+        compressors=[compressor(compression, stream.dtype)],
+        fill_value=fill,
+        config={"write_empty_chunks": True},  # a file that is absent is then a fault that `validate` can see
+    )
+
+
+def open_array(store: LocalStore, name: str, mode: str = "r") -> zarr.Array:
+    return zarr.open_array(store, path=name, mode=mode, zarr_format=3, config={"write_empty_chunks": True})  # pyright: ignore[reportArgumentType]
+
+
+def with_length(array: zarr.Array, rows: int) -> zarr.Array:
+    """The same array in memory with room for ``rows`` rows; on disk its length stays until ``set_length``."""
+    metadata = replace(array.metadata, shape=(rows, *array.shape[1:]))  # pyright: ignore[reportArgumentType]
+    return zarr.Array(zarr.AsyncArray(metadata, array.store_path, config={"write_empty_chunks": True}))  # pyright: ignore[reportArgumentType]
+
+
+def set_length(root: Path, name: str, rows: int, *, durable: bool) -> None:
+    """Publish the number of rows of an array in one atomic write. zarr's own resize first lists every chunk of it."""
+    path = root / name / "zarr.json"
+    metadata = json.loads(path.read_bytes())
+    if metadata["shape"][0] != rows:
+        metadata["shape"][0] = rows
+        put(path, json.dumps(metadata, indent=2).encode(), durable=durable)
+
+
+def put(path: Path, value: Any, *, durable: bool) -> None:
+    """Replace a file whole. ``durable`` waits until it is on the medium, so that no later write precedes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same name every time, so that killed writers leave no heap of them.
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(value)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the medium."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class DurableStore(LocalStore):
+    """A local store whose every write has reached the medium when it returns; zarr's own leaves that to the kernel."""
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+        await asyncio.to_thread(put, self.root / key, value.as_buffer_like(), durable=True)
+
+
+def read_attributes(path: Path) -> Mapping[str, Any]:
+    """The "robolearn" attribute of the group at ``path``.
+
+    Raises:
+        DatasetError: nothing there, something of another kind, or another version of the format.
+    """
+    if not path.exists():
+        raise DatasetError(
+            f"no dataset at {path}; check the path, or make one: `robolearn collect`, `robolearn data import`"
+        )
+    if (path / ".zgroup").exists():
+        hint = "not a robolearn dataset"
+        if (path / "meta" / "episode_ends").exists():
+            hint = f"import it: `robolearn data import --format diffusion_policy {path} NEW.zarr`"
+        raise DatasetError(f"{path} is a zarr v2 store; {hint}")
+    other = f"{path} is not a robolearn dataset; give the folder that `robolearn collect` or `data import` made"
+    if not (path / "zarr.json").is_file():
+        raise DatasetError(other)
+    try:
+        value = json.loads((path / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]
+        version = value["format"]
+    except (ValueError, KeyError, TypeError):
+        raise DatasetError(other) from None
+    if version != FORMAT:
+        raise DatasetError(f"{path} has dataset format {version!r}, this version reads {FORMAT}; update robolearn")
+    return value

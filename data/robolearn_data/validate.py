@@ -1,0 +1,161 @@
+"""Finding everything that is wrong with a dataset, so that it can be repaired or thrown away knowingly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from robolearn_data import storage
+from robolearn_data.schema import Schema, SchemaError, Stream
+
+
+def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
+    """Read the whole dataset and return its faults, one line each; empty when it is whole.
+
+    Args:
+        progress: called with (rows checked, rows to check) over all streams.
+
+    Raises:
+        DatasetError: there is no robolearn dataset of this format version at ``path``.
+    """
+    path = Path(path)
+    attributes = storage.read_attributes(path)
+    try:
+        schema = Schema.from_json(attributes.get("schema"))
+    except SchemaError as error:
+        return [f"zarr.json: {error}"]
+    store = LocalStore(path, read_only=True)
+    try:
+        ends = np.asarray(storage.open_array(store, storage.ENDS)[:])
+    except Exception as error:
+        return [f"{storage.ENDS}: cannot be read: {_line(error)}"]
+    if ends.ndim != 1 or ends.dtype != np.int64:
+        return [f"{storage.ENDS}: is {ends.dtype}{ends.shape}, must be int64 (episodes,)"]
+    faults = [
+        f"{storage.ENDS}: episode {i} ends at row {ends[i]}, not after row {ends[i - 1] if i else 0}"
+        for i in np.flatnonzero(np.diff(ends, prepend=0) <= 0)
+    ]
+    if faults:  # rows cannot be given to episodes then
+        return faults
+
+    steps = int(ends[-1]) if len(ends) else 0
+    faults += _info_faults(store, len(ends))
+    done = 0
+    for name, stream in schema.streams.items():
+        for rows, found in _stream_faults(path, store, name, stream, ends):
+            faults += found
+            done += rows
+            if progress:
+                progress(done, steps * len(schema.streams))
+    for name in (storage.TICK, *schema.streams):
+        faults += _time_faults(path, store, f"time/{name}", ends, strict=name == storage.TICK)
+    return faults
+
+
+def _stream_faults(
+    path: Path, store: LocalStore, name: str, stream: Stream, ends: np.ndarray
+) -> Iterator[tuple[int, list[str]]]:
+    """Checks a stream file by file: yields rows checked and the faults among them."""
+    steps = int(ends[-1]) if len(ends) else 0
+    where = f"data/{name}"
+    array, fault = _open(store, where, steps)
+    if array is None:
+        yield steps, [fault]
+        return
+    if array.shape[1:] != stream.shape or array.dtype != np.dtype(stream.dtype):
+        yield steps, [f"{where}: is {array.dtype}{array.shape[1:]}, the schema says {stream.dtype}{stream.shape}"]
+        return
+    valid = np.ones(steps, bool)
+    if (path / "valid" / name).exists():
+        mask, fault = _open(store, f"valid/{name}", steps)
+        if mask is None:
+            yield 0, [fault]
+        else:
+            valid = np.asarray(mask[:steps])
+    unit = (array.shards or array.chunks)[0]
+    for start in range(0, steps, unit):
+        stop = min(start + unit, steps)
+        key = array.metadata.encode_chunk_key((start // unit, *[0] * len(stream.shape)))
+        if not (path / where / key).exists():
+            yield stop - start, [f"{where}: rows {start} to {stop - 1} are gone (file {key}), {_episode(ends, start)}"]
+            continue
+        try:
+            block = np.asarray(array[start:stop])
+        except Exception as error:
+            yield stop - start, [f"{where}: rows {start} to {stop - 1} cannot be decoded (file {key}): {_line(error)}"]
+            continue
+        found = []
+        if block.dtype.kind == "f":
+            wrong = ~np.isfinite(block).reshape(len(block), -1).all(1) & valid[start:stop]
+            if wrong.any():
+                row = start + int(np.argmax(wrong))
+                found = [f"{where}: NaN or infinity in {int(wrong.sum())} rows from row {row}, {_episode(ends, row)}"]
+        yield stop - start, found
+
+
+def _time_faults(path: Path, store: LocalStore, where: str, ends: np.ndarray, *, strict: bool) -> list[str]:
+    if not (path / where).exists():
+        return []
+    steps = int(ends[-1]) if len(ends) else 0
+    array, fault = _open(store, where, steps)
+    if array is None:
+        return [fault]
+    try:
+        times = np.asarray(array[:steps])
+    except Exception as error:
+        return [f"{where}: cannot be decoded: {_line(error)}"]
+    if times.shape != (steps,) or times.dtype != np.int64:
+        return [f"{where}: is {times.dtype}{times.shape}, must be int64 ({steps},)"]
+    step = np.diff(times)
+    backwards = (step <= 0 if strict else step < 0) & (times[1:] != 0) & (times[:-1] != 0)
+    backwards[ends[:-1] - 1] = False  # the next episode may come from another day and another boot
+    rows = np.flatnonzero(backwards) + 1
+    if not rows.size:
+        return []
+    return [f"{where}: time goes backwards in {rows.size} rows from row {rows[0]}, {_episode(ends, int(rows[0]))}"]
+
+
+def _info_faults(store: LocalStore, episodes: int) -> list[str]:
+    array, fault = _open(store, storage.INFO, episodes)
+    if array is None:
+        return [fault]
+    try:
+        texts = array[:episodes]
+    except Exception as error:
+        return [f"{storage.INFO}: cannot be decoded: {_line(error)}"]
+    faults = []
+    seen: dict[str, int] = {}
+    for episode, text in enumerate(np.atleast_1d(texts)):
+        try:
+            value = json.loads(str(text))
+            uuid = str(value["uuid"])
+        except (ValueError, TypeError, KeyError):
+            faults.append(f"{storage.INFO}: episode {episode} is not JSON with a uuid")
+            continue
+        if uuid in seen:
+            faults.append(f"{storage.INFO}: episodes {seen[uuid]} and {episode} have the same uuid {uuid}")
+        seen.setdefault(uuid, episode)
+    return faults
+
+
+def _open(store: LocalStore, name: str, rows: int) -> tuple[zarr.Array | None, str]:
+    try:
+        array = storage.open_array(store, name)
+    except Exception as error:
+        return None, f"{name}: cannot be opened: {_line(error)}"
+    if not array.shape or array.shape[0] < rows:
+        return None, f"{name}: has {array.shape[0] if array.shape else 'no'} rows, {rows} are published"
+    return array, ""
+
+
+def _episode(ends: np.ndarray, row: int) -> str:
+    return f"episode {int(np.searchsorted(ends, row, side='right'))}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
