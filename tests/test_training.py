@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from robolearn.cli.main import main
 from robolearn.policies.checkpoint import CheckpointError, list_checkpoints, load_policy, load_spec, resolve_checkpoint
 from robolearn.policies.config import POLICIES, PolicyConfig
 from robolearn.policies.encoders import EncoderConfig
@@ -139,6 +141,27 @@ def test_batches_hold_the_rows_of_their_window(dataset: Path) -> None:
     assert pad.any()
 
 
+def test_an_action_that_was_not_recorded_is_not_learned(tmp_path: Path) -> None:
+    row = {"state": np.zeros(3, np.float32), "img": np.zeros((16, 16, 3), np.uint8), "action": np.ones(2, np.float32)}
+    with DatasetWriter.create(tmp_path / "d.zarr", SCHEMA) as writer:
+        for t in range(20):
+            hole = t == 7
+            writer.add({k: v for k, v in row.items() if not (hole and k == "action")}, holes=["action"] if hole else [])
+        writer.save_episode()
+    data = Dataset.open(tmp_path / "d.zarr")
+    batches = WindowBatches(data, spec_for(config(), data), batch_size=4, seed=0)
+    batch = batches.batch(np.arange(len(batches.windows)))
+    rows, outside = batches.windows.rows(np.arange(len(batches.windows)))
+    np.testing.assert_array_equal(batch.is_pad.numpy(), outside | (rows == 7))
+
+
+def test_a_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
+    DatasetWriter.create(tmp_path / "d.zarr", SCHEMA).close()
+    with pytest.raises(UserError, match="no valid row"):
+        run(config(), tmp_path / "d.zarr", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_gives_the_same_chunks_as_the_policy_it_was_saved_from(dataset: Path, tmp_path: Path) -> None:
     trained = run(config(observe=("state", "img")), dataset, tmp_path / "run")
     loaded = load_policy(tmp_path / "run")
@@ -204,6 +227,38 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
     with pytest.raises(UserError, match="not finite"):
         run(config(steps=200, checkpoint_every=500, optimiser=wild), dataset, tmp_path / "run")
     assert not list_checkpoints(tmp_path / "run")
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_checkpoints_before(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        (tmp_path / "c.yaml").write_text(dump_config(config(steps=200, checkpoint_every=2)))
+        code = main(["train", str(dataset), "--config", str(tmp_path / "c.yaml"), "--out", str(disk / "run")])
+        assert code == 2
+        assert "the disk is full" in capsys.readouterr().err.strip().splitlines()[-1]
+        kept = list_checkpoints(disk / "run")
+        assert kept
+        for checkpoint in kept:
+            load_policy(checkpoint)
+        assert not list(disk.rglob("*.partial"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("words", [["--resume"], ["--config", "nowhere.yaml"], ["--preset", "lift-state"]])
+def test_what_is_missing_is_named_in_one_line(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tmp_path / "no.zarr"), "--out", str(tmp_path / "run"), *words]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "no" in lines[0]
 
 
 def test_evaluation_during_training_is_logged(dataset: Path, tmp_path: Path) -> None:

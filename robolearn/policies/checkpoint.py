@@ -17,11 +17,10 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
-from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
@@ -38,9 +37,18 @@ def save_policy(policy: Policy, folder: Path, *, dataset_fingerprint: str = "", 
     """Write ``folder``; it appears under its name only when it is whole. An older one is replaced."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        _write(policy, partial, dataset_fingerprint, step)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(policy: Policy, folder: Path, dataset_fingerprint: str, step: int) -> None:
+    folder.mkdir(parents=True)
     statistics = json.dumps(statistics_to_json(policy.statistics), indent=1)
-    (partial / "statistics.json").write_text(statistics)
+    (folder / "statistics.json").write_text(statistics)
     description = {
         "format": FORMAT,
         "step": step,
@@ -52,24 +60,16 @@ def save_policy(policy: Policy, folder: Path, *, dataset_fingerprint: str = "", 
             "transforms": _transforms(policy.spec, policy.config, statistics),
         },
     }
-    (partial / "policy.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
-    save_file({k: v.detach().cpu().contiguous() for k, v in policy.state_dict().items()}, partial / "model.safetensors")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    (folder / "policy.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
+    (folder / "model.safetensors").write_bytes(save(weights))
 
 
-def load_policy(
-    folder: Path | str,
-    device: str = "cpu",
-    *,
-    sampler: Literal["ddim", "ddpm"] | None = None,
-    temperature: float | None = None,
-) -> Policy:
+def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["ddim", "ddpm"] | None = None) -> Policy:
     """The policy of a checkpoint or run folder, ready for inference.
 
     Args:
         sampler: for a diffusion policy, another sampler than its configuration names.
-        temperature: for a flow policy, another temperature than its configuration names.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or of another version.
@@ -91,10 +91,6 @@ def load_policy(
             if not isinstance(objective, DiffusionConfig):
                 raise CheckpointError(f"{folder} is a {objective.kind} policy; --sampler is for diffusion policies")
             config = replace(config, objective=replace(objective, sampler=sampler, steps=None))
-        if temperature is not None:
-            if not isinstance(objective, FlowConfig):
-                raise CheckpointError(f"{folder} is a {objective.kind} policy; --temperature is for flow policies")
-            config = replace(config, objective=replace(objective, temperature=temperature))
         policy = Policy(spec, statistics, config)
         policy.load_state_dict(weights)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

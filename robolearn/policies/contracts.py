@@ -28,7 +28,7 @@ class Batch:
     action: Tensor
     """(B, T, A)."""
     is_pad: Tensor
-    """(B, T) bool: the action is a repetition beyond the episode's edge, not data."""
+    """(B, T) bool: the action is a stand-in beyond the episode's edge or for one not recorded."""
 
 
 @dataclass(frozen=True)

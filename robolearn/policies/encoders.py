@@ -103,7 +103,11 @@ def _cnn(channels: int) -> nn.Module:
     """Patches of 4 x 4 pixels, then convolutions of stride 2: a sixteenth of the size on each side."""
     layers: list[nn.Module] = []
     for kernel, stride, width in ((4, 4, 32), (3, 2, 64), (3, 2, 64)):
-        layers += [nn.Conv2d(channels, width, kernel, stride, 0 if kernel == stride else 1), nn.GroupNorm(8, width), nn.SiLU()]
+        layers += [
+            nn.Conv2d(channels, width, kernel, stride, 0 if kernel == stride else 1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+        ]
         channels = width
     return nn.Sequential(*layers)
 

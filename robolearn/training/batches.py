@@ -1,4 +1,7 @@
-"""Training windows out of a dataset, in an order that depends on nothing but the seed and the step."""
+"""Training windows out of a dataset, in an order that depends on nothing but the seed and the step.
+
+A row without an action of its own (a hole) counts as padding: it is not learned.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from torch import Tensor
 from robolearn.policies.contracts import Batch
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.dataset import Dataset
+from robolearn_data.schema import UserError
 from robolearn_data.windows import windows
 
 
@@ -23,9 +27,10 @@ class WindowBatches:
         self.seed = seed
         self.windows = windows(dataset.episode_ends, spec.horizon, spec.start, spec.action_horizon - 1)
         if len(self.windows) < 1:
-            raise ValueError("the dataset has no window of the policy's horizon")
+            raise UserError(f"{dataset.path} has no episodes to train on; `robolearn data info` shows what it holds")
         self.observation = {name: _tensor(dataset, name) for name in spec.observation}
         self.action = _tensor(dataset, "action").flatten(1)
+        self.is_hole = ~dataset.valid("action")
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def numbers(self, step: int) -> np.ndarray:
@@ -44,7 +49,7 @@ class WindowBatches:
         return Batch(
             observation={name: values[seen] for name, values in self.observation.items()},
             action=self.action[torch.from_numpy(rows)],
-            is_pad=torch.from_numpy(is_pad),
+            is_pad=torch.from_numpy(is_pad | self.is_hole[rows]),
         )
 
     def _permutation(self, epoch: int) -> np.ndarray:

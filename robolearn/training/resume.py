@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from robolearn.training.ema import Ema
@@ -32,8 +32,11 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, ema: Ema, opt
         tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
     partial = folder / f"{FILE}.partial"
     metadata = {"step": str(progress.step), "cpu_s": repr(progress.cpu_s)}
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial, metadata=metadata)
-    os.replace(partial, folder / FILE)
+    try:
+        partial.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata))
+        os.replace(partial, folder / FILE)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_state(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> Progress:

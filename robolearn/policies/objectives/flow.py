@@ -25,8 +25,6 @@ class FlowConfig:
     """Euler steps when a chunk is sampled."""
     time: Literal["uniform", "beta"] = "uniform"
     """Distribution of training times; "beta" is pi0's, Beta(1.5, 1) towards noise."""
-    temperature: float = 1.0
-    """Deviation of the noise that sampling starts from; below 1 samples keep closer to the likeliest actions."""
 
 
 class Flow:
@@ -54,7 +52,7 @@ class Flow:
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
         """Euler integration from ``noise`` (B, T, A) to a chunk."""
         times = torch.linspace(0.0, 1.0, (steps or self.config.steps) + 1, device=noise.device)
-        x = self.config.temperature * noise
+        x = noise
         for now, after in itertools.pairwise(times):
             clean = denoiser(x, now.expand(len(x), 1))
             x = torch.lerp(x, clean, (after - now) / (1 - now))
