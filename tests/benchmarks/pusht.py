@@ -1,11 +1,16 @@
 """PushT from the 206 human demonstrations: trains the policies of the README's tables and evaluates them.
 
-    python tests/benchmarks/pusht.py prepare                      # import, and the mirror images of the demonstrations
-    python tests/benchmarks/pusht.py train state flow 0           # one run: kind, policy, seed; ~25 CPU-minutes
-    python tests/benchmarks/pusht.py evaluate state               # the last five checkpoints of every run; writes results
+    python tests/benchmarks/pusht.py prepare               # import, and the two derived datasets
+    python tests/benchmarks/pusht.py train state flow 0    # one run: kind, policy, seed; about 20 minutes on one core
+    python tests/benchmarks/pusht.py evaluate state        # the last five checkpoints of every run; writes results
 
-Every run of a kind has the same data, trunk, optimiser and number of steps. Training sees each demonstration and its
-mirror image (`robolearn_sim.pusht.mirror`, an exact symmetry of the task), unless the kind is named "unmirrored".
+Every run of a kind has the same data, trunk, optimiser and number of steps. Kinds:
+
+- state: each demonstration moved to end on the target (`robolearn_sim.pusht_alignment`), and its mirror image
+  (`robolearn_sim.pusht.mirror`). Both are symmetries of the task; no other data is used.
+- unaligned: each demonstration as it was recorded, and its mirror image.
+- image: as unaligned, with images.
+
 Evaluation: 500 starts from seed 100000, the published protocol's starts. An evaluation that is done is not repeated.
 """
 
@@ -31,8 +36,8 @@ SOURCE = Path("../shared/datasets/pusht_cchi_v7_replay.zarr")
 RUNS = Path("runs/bench")
 EPISODES, FIRST_SEED, LAST = 500, 100_000, 5
 KINDS = {
-    "state": ("pusht-state", "mirrored.zarr", "pusht_state"),
-    "unmirrored": ("pusht-state", "human.zarr", "pusht_state"),
+    "state": ("pusht-state", "aligned.zarr", "pusht_state"),
+    "unaligned": ("pusht-state", "mirrored.zarr", "pusht_state"),
     "image": ("pusht-image", "mirrored.zarr", "pusht_image"),
 }
 """Kind -> preset, dataset, results file."""
@@ -47,27 +52,34 @@ def prepare() -> None:
     human = RUNS / "human.zarr"
     if not human.exists():
         robolearn(["data", "import", "--format", "diffusion_policy", str(SOURCE), str(human)])
-    if not (RUNS / "mirrored.zarr").exists():
-        write_mirrored(Dataset.open(human), RUNS / "mirrored.zarr")
+    for name in ("mirrored", "aligned"):
+        if not (RUNS / f"{name}.zarr").exists():
+            derive(Dataset.open(human), RUNS / f"{name}.zarr", align=name == "aligned")
 
 
-def write_mirrored(source: Dataset, path: Path) -> None:
-    """The episodes of ``source`` and then their mirror images, with images as uint8."""
+def derive(source: Dataset, path: Path, *, align: bool) -> None:
+    """The episodes of ``source`` and then their mirror images; with images as uint8 unless they are moved."""
     from robolearn_sim import pusht
+    from robolearn_sim.pusht_alignment import end_on_target
 
-    streams = {"state": pusht.STATE, "img": pusht.IMAGE, "action": pusht.ACTION}
+    streams = {"state": pusht.STATE, "action": pusht.ACTION, **({} if align else {"img": pusht.IMAGE})}
+    world = pusht.PushT()
     partial = path.with_suffix(".partial")
     with DatasetWriter.create(partial, Schema(source.schema.rate_hz, streams)) as writer:
-        for number in track(range(2 * source.episodes), "mirror"):
+        for number in track(range(2 * source.episodes), path.stem):
             mirrored, episode = divmod(number, source.episodes)
             rows = source.rows(episode)
             state, action = source.read("state", rows), source.read("action", rows)
-            image = source.read("img", rows, dtype="uint8")
+            if align:
+                state, action = end_on_target(world, state, action)
             if mirrored:
                 state, action = pusht.mirror(state, action)
-                image = image.transpose(0, 2, 1, 3)[:, ::-1, ::-1]  # reflection about the same diagonal
-            for s, i, a in zip(state.astype(np.float32), image, action.astype(np.float32), strict=True):
-                writer.add({"state": s, "img": np.ascontiguousarray(i), "action": a})
+            values = {"state": state.astype(np.float32), "action": action.astype(np.float32)}
+            if not align:
+                image = source.read("img", rows, dtype="uint8")
+                # The mirror is the other diagonal of the picture.
+                values["img"] = image.transpose(0, 2, 1, 3)[:, ::-1, ::-1] if mirrored else image
+            writer.extend(values)
             writer.save_episode({"source_episode": episode, "mirrored": bool(mirrored)})
     partial.rename(path)
 
@@ -88,8 +100,9 @@ def evaluate(kind: str, workers: int) -> None:
         if KINDS[run_kind][2] != KINDS[kind][2]:
             continue
         for name, overrides in SAMPLERS[policy]:
-            suffix = "-unmirrored" if run_kind == "unmirrored" else ""
-            rows.append({"policy": name + suffix, "seed": int(seed), **_last_checkpoints(run, name, overrides, workers)})
+            suffix = "-unaligned" if run_kind == "unaligned" else ""
+            figures = _last_checkpoints(run, name, overrides, workers)
+            rows.append({"policy": name + suffix, "seed": int(seed), **figures})
             write_results(KINDS[kind][2], rows)
             print(json.dumps(rows[-1]), flush=True)
 
