@@ -251,6 +251,21 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_checkpoints_befor
         subprocess.run(["umount", str(disk)], check=True)
 
 
+def test_evaluation_without_a_world_or_in_one_that_does_not_fit_is_refused_before_training(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(dataset), "--observe", "state", "--out", str(tmp_path / "run"), "--eval-every", "5"]
+    for extra, message in (
+        ([], "needs a world"),
+        (["--world", "pusht"], "shape"),
+        (["--world", "moon"], "valid: pusht"),
+    ):
+        assert main([*words, *extra]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert message in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("words", [["--resume"], ["--config", "nowhere.yaml"], ["--preset", "lift-state"]])
 def test_what_is_missing_is_named_in_one_line(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -83,15 +83,22 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
 
 
 def run(options: Options) -> None:
-    from robolearn.training.loop import train
+    """Train a policy from a dataset."""
+    from robolearn.training.loop import spec_for, train
     from robolearn.training.processes import processes
+    from robolearn_data.dataset import Dataset
 
     make_world = None
     if options.world:
         from robolearn_sim.worlds import make_world as make
+        from robolearn_sim.worlds import world_spec
 
-        images = any(name == "img" or "image" in name for name in options.train.observe)
-        make_world = functools.partial(make, options.world, **({"images": True} if images else {}))
+        spec = spec_for(options.train, Dataset.open(options.dataset))
+        images = {"images": True} if any(s.kind == "image" for s in spec.observation.values()) else {}
+        spec.check_fits(world_spec(options.world, **images).schema, f"world {options.world}")
+        make_world = functools.partial(make, options.world, **images)
+    elif options.train.eval_every:
+        raise UsageError("--eval-every needs a world to evaluate in: add --world pusht or --world lift")
     with processes(options.device) as group:
         train(options.train, options.dataset, options.out, group, make_world=make_world, resume=options.resume)
         if group.first:

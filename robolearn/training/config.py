@@ -83,7 +83,13 @@ def _pusht_image() -> TrainConfig:
 
 
 def _lift_state() -> TrainConfig:
-    return TrainConfig(observe=("state",), steps=1_500, batch_size=128, checkpoint_every=300)
+    return TrainConfig(
+        policy=PolicyConfig(trunk=UNet1dConfig(widths=(32, 64, 128))),
+        optimiser=OptimiserConfig(lr=5e-4, warmup=200),
+        observe=("state",),
+        steps=2_000,
+        checkpoint_every=500,
+    )
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {

@@ -65,10 +65,11 @@ def measure(name: str, trunk: TrunkConfig, steps: int, precision: str) -> dict[s
 def _chunks(policy: Policy) -> dict[str, float]:
     """CPU milliseconds to sample one chunk (batch 1, fp32), for each objective on this trunk."""
     found = {}
-    observation = {name: torch.zeros(1, policy.spec.obs_horizon, *s.shape) for name, s in policy.spec.observation.items()}
+    spec = policy.spec
+    observation = {name: torch.zeros(1, spec.obs_horizon, *s.shape) for name, s in spec.observation.items()}
     objectives = {"flow_10": FlowConfig(), "ddim_10": DiffusionConfig(), "ddpm_100": DiffusionConfig(sampler="ddpm")}
     for name, objective in objectives.items():
-        sampler = Policy(policy.spec, policy.statistics, replace(policy.config, objective=objective)).eval()
+        sampler = Policy(spec, policy.statistics, replace(policy.config, objective=objective)).eval()
         calls = 3 if name == "ddpm_100" else 10
         times = []
         with torch.inference_mode():

@@ -1,0 +1,127 @@
+"""Runs one policy in many worlds of one process, so that inference is batched.
+
+Shapes: B worlds, To observations, Tp actions of a chunk, Ta executed ones, A components of an action.
+
+One round infers a chunk for every world in a single batch, and then every world carries out its Ta actions. A world
+whose episode ends begins the next one and waits for the next round, so that the batch stays full to the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robolearn.evaluation.results import EpisodeResult
+from robolearn.policies.policy import Policy
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.schema import Observation
+from robolearn_data.world import World
+
+WorldFactory = Callable[[], World]
+"""Makes a fresh world. Must be picklable where worlds run in other processes."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Batch 1 is as fast on one thread, and does not wait for a second one on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def chunk_generator(seed: int, replan: int) -> torch.Generator:
+    """The source of the noise of one chunk: number ``replan`` of the episode ``seed``.
+
+    It depends on nothing else, so that an episode gets the same noise in any batch, process or order.
+    """
+    state = np.random.SeedSequence([seed, replan]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+class Episode:
+    """One world in the middle of one episode, under receding-horizon control."""
+
+    def __init__(self, world: World, spec: PolicySpec, seed: int) -> None:
+        self._world, self._spec = world, spec
+        self.seed, self.replan = seed, 0
+        self._score, self._length, self._success_step = 0.0, 0, None
+        first = world.reset(seed)
+        self.history: deque[Observation] = deque([first] * spec.obs_horizon, maxlen=spec.obs_horizon)
+
+    def carry_out(self, actions: np.ndarray) -> EpisodeResult | None:
+        """Take the steps of ``actions`` (Ta, A); the episode's result when it is over."""
+        self.replan += 1
+        if not np.isfinite(actions).all():
+            return self._result(non_finite=True)
+        for action in actions:
+            step = self._world.step(action)
+            self.history.append(step.observation)
+            self._length += 1
+            self._score = max(self._score, float(step.score))
+            if step.success and self._success_step is None:
+                self._success_step = self._length
+            if step.done or self._length >= self._world.spec.max_steps:
+                return self._result()
+        return None
+
+    def _result(self, *, non_finite: bool = False) -> EpisodeResult:
+        solved = None if non_finite else self._success_step
+        return EpisodeResult(self.seed, self._score, solved is not None, self._length, solved, non_finite)
+
+
+def infer(policy: Policy, episodes: Sequence[Episode], *, steps: int | None) -> np.ndarray:
+    """The next actions to carry out of every episode, (B, Ta, A) in physical units."""
+    spec = policy.spec
+    observation: dict[str, Tensor] = {}
+    for name in spec.observation:
+        array = np.stack([np.stack([o[name] for o in episode.history]) for episode in episodes])  # (B, To, ...)
+        tensor = torch.from_numpy(array)
+        observation[name] = (tensor.float() if tensor.is_floating_point() else tensor).to(policy.device)
+    noise = torch.cat([policy.noise(1, chunk_generator(e.seed, e.replan)) for e in episodes])  # (B, Tp, A)
+    with torch.no_grad():
+        chunk = policy.sample(policy.encode(observation), noise=noise, steps=steps)  # (B, Tp, A)
+    return chunk[:, spec.start : spec.start + spec.action_horizon].float().cpu().numpy()
+
+
+def rollout(
+    policy: Policy, make_world: WorldFactory, seeds: Sequence[int], *, worlds: int, steps: int | None = None
+) -> Iterator[EpisodeResult]:
+    """Run the episode of each seed and yield results as they come, not in the order of the seeds.
+
+    The noise of a chunk depends on the seed and its number in the episode alone. What batches of another size still
+    change is the rounding of matrix products (1e-6 relative), which contact can amplify in the course of an episode.
+
+    Args:
+        worlds: at most so many are open at the same time, which is the batch of inference.
+        steps: of the sampler; None for the policy's own number.
+    """
+    waiting = deque(seeds)
+    with contextlib.ExitStack() as stack:
+
+        def open_world() -> World:
+            world = make_world()
+            stack.callback(world.close)
+            return world
+
+        lanes = [open_world() for _ in range(min(worlds, len(waiting)))]
+        running = [(world, Episode(world, policy.spec, waiting.popleft())) for world in lanes]
+        while running:
+            actions = infer(policy, [episode for _, episode in running], steps=steps)
+            still = []
+            for (world, episode), plan in zip(running, actions, strict=True):
+                result = episode.carry_out(plan)
+                if result is None:
+                    still.append((world, episode))
+                    continue
+                yield result
+                if waiting:
+                    still.append((world, Episode(world, policy.spec, waiting.popleft())))
+            running = still

@@ -1,0 +1,116 @@
+"""Renders the README's tables from tests/benchmarks/results/*.json.
+
+    python tests/benchmarks/render_tables.py            # rewrite README.md
+    python tests/benchmarks/render_tables.py --check    # exit 1 when README.md is not what the files say
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->` and shows NAME.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _percent_interval(value: Sequence[float]) -> str:
+    return f"{100 * value[0]:.1f} to {100 * value[1]:.1f} %"
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.2f} M"
+
+
+def _minutes(value: float) -> str:
+    return f"{value / 60:.0f} min"
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.1f}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "score_last5": ("score, mean of last 5", _score),
+    "score_best": ("score, best", _score),
+    "success_last5": ("success, mean of last 5", _percent),
+    "success_interval": ("95 % interval", _percent_interval),
+    "parameters": ("parameters", _millions),
+    "train_cpu_s": ("training, CPU", _minutes),
+    "ms_per_chunk_p50": ("ms per chunk, p50", _milliseconds),
+    "ms_per_chunk_p99": ("p99", _milliseconds),
+}
+"""Key of a row -> heading and how to write a value. Other keys stand under their own name, numbers to 4 digits."""
+
+
+def render(content: dict[str, Any]) -> str:
+    """A Markdown table of ``rows``, sorted by policy and seed where they have them, with its provenance below."""
+    rows = content["rows"]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    if {"policy", "seed"} <= set(keys):
+        rows = sorted(rows, key=lambda row: (row["policy"], row["seed"]))
+    numeric = {k: all(isinstance(row.get(k, 0), int | float | list) for row in rows) for k in keys}
+    lines = [
+        "| " + " | ".join(COLUMNS[k][0] if k in COLUMNS else k.replace("_", " ") for k in keys) + " |",
+        "| " + " | ".join("---:" if numeric[k] else "---" for k in keys) + " |",
+    ]
+    lines += ["| " + " | ".join(_cell(k, row.get(k)) for k in keys) + " |" for row in rows]
+    return "\n".join([*lines, "", f"{content['machine']}; {content['date']}; commit {content['commit']}."]) + "\n"
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if key in COLUMNS:
+        return COLUMNS[key][1](value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+
+def render_page(text: str, results: Path) -> str:
+    """``text`` with every table replaced by what the files in ``results`` say.
+
+    Raises:
+        FileNotFoundError: a table names a file that is not there.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        content = json.loads((results / f"{match['name']}.json").read_text())
+        return f"{match[1]}{render(content)}{match[3]}"
+
+    return TABLE.sub(table, text)
+
+
+def main(words: Sequence[str], page: Path = ROOT / "README.md", results: Path = RESULTS) -> int:
+    if any(word != "--check" for word in words):
+        print(f"valid option: --check; got {' '.join(words)}", file=sys.stderr)
+        return 2
+    old = page.read_text()
+    try:
+        new = render_page(old, results)
+    except FileNotFoundError as error:
+        print(f"{page.name} has a table of {error.filename}, which is not there; run its benchmark", file=sys.stderr)
+        return 1
+    if "--check" not in words:
+        page.write_text(new)
+    elif new != old:
+        print(f"{page.name} differs from tests/benchmarks/results; run `python {Path(__file__).name}`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
