@@ -53,7 +53,8 @@ def _video(path: Path) -> tuple[str, int, tuple[int, int]]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-        return stream.codec_context.name, len(frames), frames[0].shape[:2]
+        height, width, _ = frames[0].shape
+        return stream.codec_context.name, len(frames), (height, width)
 
 
 def test_eval_of_a_run_prints_figures_and_writes_results_plot_and_videos(

@@ -88,7 +88,7 @@ def run(options: Eval) -> int:
             steps=options.steps,
             workers=workers,
             envs_per_worker=options.envs or ENVS.get(options.world, 32),
-            latency_calls=200,
+            latency_calls=100,
             on_result=on_result,
         )
     _print(evaluation, workers)

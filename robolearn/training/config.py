@@ -69,9 +69,9 @@ def _pusht_state() -> TrainConfig:
         policy=PolicyConfig(trunk=UNet1dConfig(widths=(48, 96, 192))),
         optimiser=OptimiserConfig(lr=5e-4),
         observe=("state",),
-        steps=6_000,
+        steps=12_000,
         batch_size=256,
-        checkpoint_every=300,
+        checkpoint_every=500,
         precision="bf16",
     )
 

@@ -6,10 +6,10 @@
 
 Every run of a kind has the same data, trunk, optimiser and number of steps. Kinds:
 
-- state: each demonstration moved to end on the target (`robolearn_sim.pusht_alignment`), and its mirror image
-  (`robolearn_sim.pusht.mirror`). Both are symmetries of the task; no other data is used.
-- unaligned: each demonstration as it was recorded, and its mirror image.
-- image: as unaligned, with images.
+- state: demonstrations relabelled in hindsight (`robolearn_sim.pusht_hindsight`), and their mirror images
+  (`robolearn_sim.pusht.mirror`). Both use symmetries of the task; all data comes from the 206 demonstrations.
+- recorded: each demonstration as it was recorded, and its mirror image.
+- image: as recorded, with images.
 
 Evaluation: 500 starts from seed 100000, the published protocol's starts. An evaluation that is done is not repeated.
 """
@@ -36,8 +36,8 @@ SOURCE = Path("../shared/datasets/pusht_cchi_v7_replay.zarr")
 RUNS = Path("runs/bench")
 EPISODES, FIRST_SEED, LAST = 500, 100_000, 5
 KINDS = {
-    "state": ("pusht-state", "aligned.zarr", "pusht_state"),
-    "unaligned": ("pusht-state", "mirrored.zarr", "pusht_state"),
+    "state": ("pusht-state", "relabelled.zarr", "pusht_state"),
+    "recorded": ("pusht-state", "mirrored.zarr", "pusht_state"),
     "image": ("pusht-image", "mirrored.zarr", "pusht_image"),
 }
 """Kind -> preset, dataset, results file."""
@@ -52,35 +52,32 @@ def prepare() -> None:
     human = RUNS / "human.zarr"
     if not human.exists():
         robolearn(["data", "import", "--format", "diffusion_policy", str(SOURCE), str(human)])
-    for name in ("mirrored", "aligned"):
+    for name in ("mirrored", "relabelled"):
         if not (RUNS / f"{name}.zarr").exists():
-            derive(Dataset.open(human), RUNS / f"{name}.zarr", align=name == "aligned")
+            derive(Dataset.open(human), RUNS / f"{name}.zarr", hindsight=name == "relabelled")
 
 
-def derive(source: Dataset, path: Path, *, align: bool) -> None:
-    """The episodes of ``source`` and then their mirror images; with images as uint8 unless they are moved."""
+def derive(source: Dataset, path: Path, *, hindsight: bool) -> None:
+    """The episodes of ``source`` and their mirror images; with images as uint8 where they are not relabelled."""
     from robolearn_sim import pusht
-    from robolearn_sim.pusht_alignment import end_on_target
+    from robolearn_sim.pusht_hindsight import relabel
 
-    streams = {"state": pusht.STATE, "action": pusht.ACTION, **({} if align else {"img": pusht.IMAGE})}
+    streams = {"state": pusht.STATE, "action": pusht.ACTION, **({} if hindsight else {"img": pusht.IMAGE})}
     world = pusht.PushT()
     partial = path.with_suffix(".partial")
-    with DatasetWriter.create(partial, Schema(source.schema.rate_hz, streams)) as writer:
-        for number in track(range(2 * source.episodes), path.stem):
-            mirrored, episode = divmod(number, source.episodes)
+    with DatasetWriter.create(partial, Schema(source.schema.rate_hz, streams), durable=False) as writer:
+        for episode in track(range(source.episodes), path.stem):
             rows = source.rows(episode)
             state, action = source.read("state", rows), source.read("action", rows)
-            if align:
-                state, action = end_on_target(world, state, action)
-            if mirrored:
-                state, action = pusht.mirror(state, action)
-            values = {"state": state.astype(np.float32), "action": action.astype(np.float32)}
-            if not align:
-                image = source.read("img", rows, dtype="uint8")
-                # The mirror is the other diagonal of the picture.
-                values["img"] = image.transpose(0, 2, 1, 3)[:, ::-1, ::-1] if mirrored else image
-            writer.extend(values)
-            writer.save_episode({"source_episode": episode, "mirrored": bool(mirrored)})
+            images = None if hindsight else source.read("img", rows, dtype="uint8")
+            for shown in relabel(world, state, action) if hindsight else [(state, action)]:
+                for mirrored in (False, True):
+                    s, a = pusht.mirror(*shown) if mirrored else shown
+                    values = {"state": s.astype(np.float32), "action": a.astype(np.float32)}
+                    if images is not None:  # the mirror is the other diagonal of the picture
+                        values["img"] = images.transpose(0, 2, 1, 3)[:, ::-1, ::-1] if mirrored else images
+                    writer.extend(values)
+                    writer.save_episode({"source_episode": episode, "mirrored": mirrored})
     partial.rename(path)
 
 
@@ -100,7 +97,7 @@ def evaluate(kind: str, workers: int) -> None:
         if KINDS[run_kind][2] != KINDS[kind][2]:
             continue
         for name, overrides in SAMPLERS[policy]:
-            suffix = "-unaligned" if run_kind == "unaligned" else ""
+            suffix = "-recorded" if run_kind == "recorded" else ""
             figures = _last_checkpoints(run, name, overrides, workers)
             rows.append({"policy": name + suffix, "seed": int(seed), **figures})
             write_results(KINDS[kind][2], rows)
