@@ -33,12 +33,12 @@ class Options:
     """Objective: flow matching, or denoising diffusion."""
     trunk: Literal["unet1d", "transformer"] = "unet1d"
     """Network that predicts the chunk."""
-    preset: Literal["", "pusht-state", "pusht-image", "lift-state"] = ""
+    preset: Literal["pusht-state", "pusht-image", "lift-state"] | None = None
     """Settings of a published result as the start."""
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
-    world: str = ""
-    """World to evaluate in during training (pusht, lift); see --eval-every."""
+    world: str | None = None
+    """World to evaluate in during training (pusht, lift), every --eval-every steps."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     resume: bool = False

@@ -44,13 +44,17 @@ class TrainConfig:
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
     steps: int = 10_000
+    """Optimiser steps."""
     batch_size: int = 128
     """Windows per step, over all processes together."""
     seed: int = 0
+    """Of the first weights, the order of the windows, the noise and the crops."""
     checkpoint_every: int = 1_000
+    """Optimiser steps between checkpoints, and between states that --resume can go on from."""
     eval_every: int = 0
-    """Steps between evaluations in --eval-world; 0: none."""
+    """Optimiser steps between evaluations in --world; 0: none."""
     eval_episodes: int = 20
+    """Episodes of such an evaluation."""
     eval_seed: int = 50_000
     """Seed of the first evaluation episode."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -87,7 +91,7 @@ def _lift_state() -> TrainConfig:
         policy=PolicyConfig(trunk=UNet1dConfig(widths=(32, 64, 128))),
         optimiser=OptimiserConfig(lr=5e-4, warmup=200),
         observe=("state",),
-        steps=2_000,
+        steps=1_500,
         checkpoint_every=500,
     )
 
