@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robolearn.evaluation.plots import evaluation_figure, training_figure
+from robolearn.evaluation.plots import evaluation_figure
 from robolearn.evaluation.report import commands, films, page, paragraph, picture, section, table, tiles
 from robolearn.evaluation.results import EpisodeResult
-from robolearn.training.metrics import read_metrics
+from robolearn.training.metrics import read_metrics, training_figure
 
 INTRODUCTION = (
     "A simulated Panda arm learns to lift a cube from recorded demonstrations, is evaluated from starts that it has "
@@ -82,7 +82,7 @@ def _train(out: Path, findings: dict[str, Any], stage: dict[str, Any]) -> str:
         f"A flow-matching policy with {size}, {training['steps']} steps in {_duration(stage['seconds'])}. It predicts "
         f"{training['horizon']} actions and carries out {training['action_horizon']} of them before the next chunk."
     )
-    curve = training_figure([row["step"] for row in rows], [row["loss"] for row in rows])
+    curve = training_figure(rows)
     return section("2. Training", commands([stage["command"]]), paragraph(said), picture(curve, "Training loss."))
 
 

@@ -1,4 +1,4 @@
-"""Figures of training and evaluation. The caller saves them: ``figure.savefig(path)``."""
+"""The figure of an evaluation. The caller saves it: ``figure.savefig(path)``."""
 
 from __future__ import annotations
 
@@ -44,17 +44,6 @@ def evaluation_figure(results: Sequence[EpisodeResult]) -> Figure:
     lengths.legend(frameon=False, loc="upper left")
     for axes in (scores, solved, lengths):
         _plain(axes)
-    return figure
-
-
-def training_figure(steps: Sequence[float], losses: Sequence[float]) -> Figure:
-    """Loss against the optimiser step."""
-    figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, losses, color=BLUE, linewidth=1.8)
-    axes.set(xlabel="optimiser step", ylabel="training loss", yscale="log")
-    axes.grid(alpha=0.25)
-    _plain(axes)
     return figure
 
 

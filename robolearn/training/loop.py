@@ -21,7 +21,7 @@ from robolearn.policies.spec import PolicySpec
 from robolearn.training.batches import WindowBatches, to_device
 from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
 from robolearn.training.ema import Ema
-from robolearn.training.metrics import MetricsLog, plot_metrics
+from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
 from robolearn.training.resume import Progress, load_state, save_state
@@ -121,13 +121,13 @@ def train(
                 folder = run / "checkpoints" / f"{done:07d}"
                 save_policy(ema.module, folder, dataset_fingerprint=fingerprint, step=done)
                 save_state(run, Progress(done, cpu_s), policy, ema, optimiser)
-                plot_metrics(run)
+                training_figure(read_metrics(run)).savefig(run / "loss.png")
             if log and make_world and config.eval_every and (done % config.eval_every == 0 or done == config.steps):
                 seeds = range(config.eval_seed, config.eval_seed + config.eval_episodes)
                 result = evaluate(ema.module, make_world, seeds)
                 log.write({"step": done, "success_rate": result.success_rate, "score": result.score})
                 bar.note(f"step {done}: {result.summary()}")
-                plot_metrics(run)
+                training_figure(read_metrics(run)).savefig(run / "loss.png")
     return ema.module
 
 

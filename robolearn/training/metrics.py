@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 FILE = "metrics.jsonl"
 
@@ -34,30 +36,19 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return rows
 
 
-def plot_metrics(run: Path) -> Path | None:
-    """Draw loss (and success, where it was evaluated) against the step into loss.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = read_metrics(run)
+def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss against the optimiser step, with success and score where they were evaluated. The caller saves it."""
+    figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
+    axes = figure.subplots()
     losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    if not losses:
-        return None
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    axis.plot(*zip(*losses, strict=True), color="tab:blue", linewidth=1.2)
-    axis.set(xlabel="optimiser step", ylabel="training loss", yscale="log", title=run.name)
-    axis.grid(alpha=0.3)
-    evaluations = [(row["step"], row["success_rate"], row["score"]) for row in rows if "success_rate" in row]
-    if evaluations:
-        steps, success, score = zip(*evaluations, strict=True)
-        other = axis.twinx()
-        other.plot(steps, success, "o-", color="tab:green", label="success rate")
-        other.plot(steps, score, "s--", color="tab:olive", label="score")
+    axes.plot([step for step, _ in losses], [loss for _, loss in losses], color="#3566a8", linewidth=1.8)
+    axes.set(xlabel="optimiser step", ylabel="training loss", yscale="log")
+    axes.grid(alpha=0.25)
+    evaluated = [row for row in rows if "success_rate" in row]
+    if evaluated:
+        other = axes.twinx()
+        for key, style, label in (("success_rate", "o-", "success rate"), ("score", "s--", "score")):
+            other.plot([row["step"] for row in evaluated], [row[key] for row in evaluated], style, label=label)
         other.set(ylabel="evaluation", ylim=(-0.02, 1.02))
         other.legend(loc="center right")
-    path = run / "loss.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    return figure
