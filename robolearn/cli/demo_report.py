@@ -58,7 +58,7 @@ def _headline(findings: dict[str, Any]) -> str:
             ("Success", _percent(findings["success_rate"]), sure),
             ("Inference", f"{p50:.0f} ms", f"per chunk of actions, median; 99 % within {p99:.0f} ms"),
             ("Control jitter", _ms(deploy["lateness"]["p99_ms"]), "99 % of the ticks begin this close to their time"),
-            ("Total", _duration(findings["total_s"]), "from nothing to a running policy"),
+            ("Total", f"{findings['total_s'] / 60:.1f} min", "from nothing to a running policy"),
         ]
     )
 

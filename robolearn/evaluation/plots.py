@@ -35,7 +35,7 @@ def evaluation_figure(results: Sequence[EpisodeResult]) -> Figure:
     solved.fill_between([0, end], low, high, color=GREEN, alpha=0.12, linewidth=0, label="95 % interval at the end")
     solved.set(title="Solved so far", xlabel="control steps", ylabel="part of the episodes")
     solved.set(xlim=(0, end), ylim=(0, 1.02))
-    solved.legend(frameon=False, loc="lower right")
+    solved.legend(frameon=False, loc="center left")
 
     parts = [[r.length for r in results if r.success], [r.length for r in results if not r.success]]
     labels = [f"{name} ({len(part)})" for name, part in zip(("solved", "not solved"), parts, strict=True)]

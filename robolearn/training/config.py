@@ -91,7 +91,7 @@ def _lift_state() -> TrainConfig:
         policy=PolicyConfig(trunk=UNet1dConfig(widths=(32, 64, 128))),
         optimiser=OptimiserConfig(lr=5e-4, warmup=200),
         observe=("state",),
-        steps=1_500,
+        steps=2_000,
         checkpoint_every=500,
     )
 
