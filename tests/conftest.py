@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,23 @@ def human_pusht() -> Path:
     if not path.is_dir():
         pytest.skip("the human PushT demonstrations are not at ../shared/datasets")
     return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that mounts a disk of so many MiB and returns its folder; called again it changes the size."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("only root can mount the small disk that this test fills")
+
+    def resize(mib: int) -> Path:
+        how = "remount," if disk.is_mount() else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{how}size={mib}m", "tmpfs", str(disk)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this machine does not let root mount a small disk")
+        return disk
+
+    yield resize
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True)

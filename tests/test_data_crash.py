@@ -7,9 +7,9 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -167,30 +167,22 @@ def test_a_kill_at_any_file_of_an_episode_leaves_it_whole_or_absent(tmp_path: Pa
     assert outcomes == [0] * (len(outcomes) - 1) + [1]  # the last file is what makes it exist
 
 
-def test_a_full_disk_is_an_oserror_that_harms_no_earlier_episode(tmp_path: Path) -> None:
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(mount)]
-    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root can make the small file system that this test fills")
-    try:
-        path = mount / "d"
-        writer = DatasetWriter.create(path, SCHEMA)
-        with pytest.raises(OSError, match="No space left"):
-            fill(writer)
-        assert 2 <= writer.episodes < 100
-        assert Dataset.open(path).episodes == writer.episodes
-        assert validate(path) == []
-        filled = writer.episodes
-        for number in range(filled):
-            np.testing.assert_array_equal(Dataset.open(path).episode(number)["camera"], episode(number)["camera"])
+def test_a_full_disk_is_an_oserror_that_harms_no_earlier_episode(small_disk: Callable[[int], Path]) -> None:
+    path = small_disk(3) / "d"
+    writer = DatasetWriter.create(path, SCHEMA)
+    with pytest.raises(OSError, match="No space left"):
+        fill(writer)
+    assert 2 <= writer.episodes < 100
+    assert Dataset.open(path).episodes == writer.episodes
+    assert validate(path) == []
+    filled = writer.episodes
+    for number in range(filled):
+        np.testing.assert_array_equal(Dataset.open(path).episode(number)["camera"], episode(number)["camera"])
 
-        with pytest.raises(OSError, match="No space left"):  # trying again changes nothing
-            writer.save_episode({"number": filled})
-        subprocess.run(["mount", "-o", "remount,size=40m", str(mount)], check=True)
-        assert writer.save_episode({"number": filled}) == filled  # the rows were kept
-        writer.close()
-        np.testing.assert_array_equal(Dataset.open(path).episode(-1)["camera"], episode(filled)["camera"])
-        assert validate(path) == []
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
+    with pytest.raises(OSError, match="No space left"):  # trying again changes nothing
+        writer.save_episode({"number": filled})
+    small_disk(40)
+    assert writer.save_episode({"number": filled}) == filled  # the rows were kept
+    writer.close()
+    np.testing.assert_array_equal(Dataset.open(path).episode(-1)["camera"], episode(filled)["camera"])
+    assert validate(path) == []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,25 +230,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(d
 
 
 def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_checkpoints_before(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    try:
-        (tmp_path / "c.yaml").write_text(dump_config(config(steps=200, checkpoint_every=2)))
-        code = main(["train", str(dataset), "--config", str(tmp_path / "c.yaml"), "--out", str(disk / "run")])
-        assert code == 2
-        assert "the disk is full" in capsys.readouterr().err.strip().splitlines()[-1]
-        kept = list_checkpoints(disk / "run")
-        assert kept
-        for checkpoint in kept:
-            load_policy(checkpoint)
-        assert not list(disk.rglob("*.partial"))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    run_folder = small_disk(1) / "run"
+    (tmp_path / "c.yaml").write_text(dump_config(config(steps=200, checkpoint_every=2)))
+    code = main(["train", str(dataset), "--config", str(tmp_path / "c.yaml"), "--out", str(run_folder)])
+    assert code == 2
+    assert "the disk is full" in capsys.readouterr().err.strip().splitlines()[-1]
+    kept = list_checkpoints(run_folder)
+    assert kept
+    for checkpoint in kept:
+        load_policy(checkpoint)
+    assert not list(run_folder.rglob("*.partial"))
 
 
 def test_evaluation_without_a_world_or_in_one_that_does_not_fit_is_refused_before_training(
