@@ -69,7 +69,7 @@ def test_deploy_drives_pusht_with_what_the_checkpoint_infers_from_what_was_obser
     ticks = np.asarray(data.times("tick"))
     running = data.read("control_state") == ControlState.RUNNING
     assert len(np.unique(chunks[running])) >= 3
-    policy = LocalPolicy(folder, steps=2, seed=3, device="cpu")
+    policy = LocalPolicy(folder, steps=2, sampler=None, seed=3, device="cpu")
     blank = {"state": np.zeros((2, 5), np.float32)}
     for _ in range(WARM_UP):
         policy.infer(blank)

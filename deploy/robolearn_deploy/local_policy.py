@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,11 +13,20 @@ from robolearn_data.schema import Observation
 class LocalPolicy:
     """Loads a checkpoint for inference on one thread: more would compete with the control process for the cores."""
 
-    def __init__(self, checkpoint: Path, *, steps: int | None, seed: int, device: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        steps: int | None,
+        sampler: Literal["ddim", "ddpm"] | None,
+        seed: int,
+        device: str,
+    ) -> None:
         """
         Args:
             checkpoint: folder of the checkpoint.
-            steps: denoising steps; those of the checkpoint by default.
+            steps: denoising steps; None for those of the checkpoint.
+            sampler: of a diffusion policy; None for that of the checkpoint.
             seed: of the noise from which chunks are sampled.
             device: where the policy runs ("cpu", "cuda").
         """
@@ -26,7 +36,7 @@ class LocalPolicy:
 
         torch.set_num_threads(1)
         self._torch = torch
-        self._policy = load_policy(checkpoint, device=device)
+        self._policy = load_policy(checkpoint, device=device, sampler=sampler)
         self._policy.eval()
         self._generator = torch.Generator().manual_seed(seed)
         self._steps = steps

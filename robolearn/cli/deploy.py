@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -42,6 +42,8 @@ class Deploy:
     """Start of the first episode; the next ones follow. Also seeds the policy's noise."""
     steps: int | None = None
     """Denoising or integration steps of the sampler; by default those the policy was configured with."""
+    sampler: Literal["ddim", "ddpm"] | None = None
+    """For a diffusion policy: ddim (few steps) or ddpm (all of them)."""
     replan: int | None = None
     """Control steps between the observations of two chunks. 1 replans as fast as it can; by default the number of
     actions the policy was configured to carry out of each chunk."""
@@ -65,12 +67,20 @@ def run(options: Deploy) -> int:
     observes_images = any(s.kind == "image" for s in policy_spec.observation.values())
     world_options = {"images": True} if observes_images else {}
     world = world_spec(options.world, **world_options)
+    policy_spec.check_fits(world.schema, f"world {options.world}")
     metadata = {"source": "robolearn deploy", "world": options.world, "checkpoint": str(options.checkpoint)}
     with _Bar(options.seconds) as watcher:
         report = run_policy(
             functools.partial(make_world, options.world, **world_options),
             world,
-            functools.partial(LocalPolicy, checkpoint, steps=options.steps, seed=options.seed, device=options.device),
+            functools.partial(
+                LocalPolicy,
+                checkpoint,
+                steps=options.steps,
+                sampler=options.sampler,
+                seed=options.seed,
+                device=options.device,
+            ),
             policy_spec,
             RunOptions(
                 seconds=options.seconds,

@@ -65,7 +65,10 @@ class PolicySpec:
                 )
             theirs = schema.streams[name]
             if theirs.shape != mine.shape:
-                raise SpecError(f"stream {name!r} has shape {theirs.shape} in {where}, the policy needs {mine.shape}")
+                raise SpecError(
+                    f"stream {name!r} has shape {theirs.shape} in {where}, the policy needs {mine.shape}; "
+                    "give the world or dataset that it was made for"
+                )
         if abs(schema.rate_hz - self.rate_hz) > 1e-6 * self.rate_hz:
             raise SpecError(
                 f"the policy was trained at {self.rate_hz:g} Hz, {where} runs at {schema.rate_hz:g} Hz; "
