@@ -112,6 +112,11 @@ def _deploy(findings: dict[str, Any], stage: dict[str, Any]) -> str:
         f"{deploy['missed']} missed deadlines; {deploy['complete']} complete episodes, {deploy['successes']} solved. "
         "The world does not wait for the policy: each action has the time at which it takes effect."
     )
+    parts = [paragraph(said)]
+    if deploy["missed"] * 10 > deploy["ticks"]:
+        parts.append(
+            paragraph("The machine was too slow or too busy for real time here; run it again when it is idle.")
+        )
     names = {
         "lateness": "Lateness of a control tick (jitter)",
         "world_step": "One step of the simulated world",
@@ -120,7 +125,7 @@ def _deploy(findings: dict[str, Any], stage: dict[str, Any]) -> str:
     }
     rows = [[text, *(_ms(deploy[key][f"{p}_ms"]) for p in ("p50", "p99", "max"))] for key, text in names.items()]
     timing = table(rows, ["", "median", "99 %", "largest"])
-    return section("4. Real time", commands([stage["command"]]), paragraph(said), timing)
+    return section("4. Real time", commands([stage["command"]]), *parts, timing)
 
 
 def _provenance(findings: dict[str, Any]) -> str:

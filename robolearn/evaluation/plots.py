@@ -35,13 +35,13 @@ def evaluation_figure(results: Sequence[EpisodeResult]) -> Figure:
     solved.fill_between([0, end], low, high, color=GREEN, alpha=0.12, linewidth=0, label="95 % interval at the end")
     solved.set(title="Solved so far", xlabel="control steps", ylabel="part of the episodes")
     solved.set(xlim=(0, end), ylim=(0, 1.02))
-    solved.legend(frameon=False, loc="center left")
+    solved.legend(frameon=False, loc="best")
 
     parts = [[r.length for r in results if r.success], [r.length for r in results if not r.success]]
     labels = [f"{name} ({len(part)})" for name, part in zip(("solved", "not solved"), parts, strict=True)]
     lengths.hist(parts, bins=np.linspace(0, end, 21).tolist(), stacked=True, color=[GREEN, GREY], label=labels)
     lengths.set(title="Episode length", xlabel="control steps", ylabel="episodes", xlim=(0, end))
-    lengths.legend(frameon=False, loc="upper left")
+    lengths.legend(frameon=False, loc="best")
     for axes in (scores, solved, lengths):
         _plain(axes)
     return figure
