@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,17 +119,22 @@ def test_an_expert_that_hardly_ever_succeeds_is_given_up_with_a_reason(
     assert "attempts failed; lower --noise" in capsys.readouterr().err
 
 
+def wait_for_an_episode(path: Path, process: subprocess.Popen[Any]) -> None:
+    """Until the command that ``process`` runs has saved one."""
+    deadline = time.monotonic() + 120
+    while not (path.exists() and Dataset.open(path).episodes):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_kill_keeps_what_was_saved_leaves_no_process_and_resume_completes_it(recorded: Path, tmp_path: Path) -> None:
     path = tmp_path / "killed.zarr"
     command = [sys.executable, "-m", "robolearn.cli.main", "collect", str(path), "--seed", "20", "--workers", "2"]
     process = subprocess.Popen([*command, "--episodes", "100"], stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
-        while not (path.exists() and Dataset.open(path).episodes):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_an_episode(path, process)
         workers = children(process.pid)
     finally:
         process.send_signal(signal.SIGKILL)
@@ -154,11 +160,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_was_saved(tmp_path: Path) -> 
     command = [sys.executable, "-m", "robolearn.cli.main", "collect", str(path), "--workers", "2", "--episodes", "100"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, process_group=0)
     try:
-        deadline = time.monotonic() + 120
-        while not (path.exists() and Dataset.open(path).episodes):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_an_episode(path, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
         _, errors = process.communicate(timeout=60)
     finally:

@@ -244,6 +244,16 @@ def test_a_full_disk_stops_the_run_with_one_line_and_keeps_the_checkpoints_befor
     assert not list(run_folder.rglob("*.partial"))
 
 
+def test_components_that_never_vary_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with DatasetWriter.create(tmp_path / "d.zarr", SCHEMA) as writer:
+        for t in range(20):
+            image = np.zeros((16, 16, 3), np.uint8)
+            writer.add({"state": np.array([t, 3, 0], np.float32), "img": image, "action": np.array([t, 1], np.float32)})
+        writer.save_episode()
+    run(config(steps=1), tmp_path / "d.zarr", tmp_path / "run")
+    assert "centred but not scaled: state.y, state.angle, action[1]" in " ".join(capsys.readouterr().out.split())
+
+
 def test_evaluation_without_a_world_or_in_one_that_does_not_fit_is_refused_before_training(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

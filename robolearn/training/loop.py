@@ -27,7 +27,7 @@ from robolearn.training.progress import TrainingBar
 from robolearn.training.resume import Progress, load_state, save_state
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Stream, UserError
-from robolearn_data.statistics import statistics
+from robolearn_data.statistics import degenerate_components, statistics
 from robolearn_data.world import World
 
 REPORT_EVERY = 50
@@ -85,6 +85,9 @@ def train(
     reported: list[torch.Tensor] = []
 
     with TrainingBar(first, config.steps, visible=group.first) as bar:
+        constant = degenerate_components({**spec.observation, "action": spec.action}, values)
+        if constant:
+            bar.note(f"constant in this dataset, hence centred but not scaled: {', '.join(constant)}")
         for step in range(first, last):
             began_cpu = time.process_time()
             numbers = batches.numbers(step)

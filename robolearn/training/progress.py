@@ -39,4 +39,4 @@ class TrainingBar:
 
     def note(self, text: str) -> None:
         """A line above the bar."""
-        self._progress.print(text)
+        self._progress.print(text, markup=False, highlight=False)
