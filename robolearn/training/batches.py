@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 
 from robolearn.policies.contracts import Batch
@@ -17,19 +18,22 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.schema import UserError
 from robolearn_data.windows import windows
 
+LOAD_ROWS = 1024
+
 
 class WindowBatches:
     """All windows of a dataset, its streams held in memory (images as uint8)."""
 
-    def __init__(self, dataset: Dataset, spec: PolicySpec, *, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Dataset, spec: PolicySpec, *, batch_size: int, seed: int, talk: bool = False) -> None:
+        """``talk``: show a bar while images are loaded."""
         self.spec = spec
         self.batch_size = batch_size
         self.seed = seed
         self.windows = windows(dataset.episode_ends, spec.horizon, spec.start, spec.action_horizon - 1)
         if len(self.windows) < 1:
             raise UserError(f"{dataset.path} has no episodes to train on; `robolearn data info` shows what it holds")
-        self.observation = {name: _tensor(dataset, name) for name in spec.observation}
-        self.action = _tensor(dataset, "action").flatten(1)
+        self.observation = {name: _tensor(dataset, name, talk=talk) for name in spec.observation}
+        self.action = _tensor(dataset, "action", talk=False).flatten(1)
         self.is_hole = ~dataset.valid("action")
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -66,9 +70,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def _tensor(dataset: Dataset, name: str) -> Tensor:
+def _tensor(dataset: Dataset, name: str, *, talk: bool) -> Tensor:
     """(N, *shape), float32 or uint8."""
     stream = dataset.schema.stream(name)
     if stream.kind != "image":
         return torch.from_numpy(dataset.read(name).astype(np.float32))
-    return torch.from_numpy(dataset.read(name, dtype="uint8"))  # some are stored as floats of four times the size
+    out = np.empty((dataset.steps, *stream.shape), np.uint8)
+    pieces = range(0, dataset.steps, LOAD_ROWS)
+    for first in track(pieces, f"load {name}", disable=not talk, transient=True):
+        rows = slice(first, first + LOAD_ROWS)
+        out[rows] = dataset.read(name, rows, dtype="uint8")  # some are stored as floats of four times the size
+    return torch.from_numpy(out)

@@ -61,7 +61,7 @@ def train(
     spec = spec_for(config, dataset)
     numeric = [name for name, stream in spec.observation.items() if stream.kind != "image"]
     values = statistics(dataset, [*numeric, "action"])
-    batches = WindowBatches(dataset, spec, batch_size=config.batch_size, seed=config.seed)
+    batches = WindowBatches(dataset, spec, batch_size=config.batch_size, seed=config.seed, talk=group.first)
 
     torch.manual_seed(config.seed)
     policy = Policy(spec, values, config.policy).to(group.device)
