@@ -118,7 +118,7 @@ def train(
                 bar.update(done, mean)
                 if log:
                     log.write(
-                        {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 2)}
+                        {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 3)}
                     )
             if log and saves:
                 folder = run / "checkpoints" / f"{done:07d}"
