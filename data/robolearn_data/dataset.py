@@ -1,10 +1,11 @@
-"""Reading a dataset. N = rows (control steps) of all episodes together, E = episodes."""
+"""Reading a dataset. N = rows (control steps) of all episodes together, E = episodes, M = samples of a native stream."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,23 @@ import zarr
 from zarr.storage import LocalStore
 
 from robolearn_data import storage
+from robolearn_data.resample import blend, places
 from robolearn_data.schema import Schema, SchemaError
 from robolearn_data.storage import DatasetError
+
+_PIECE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What one stream with a rate of its own recorded in one episode."""
+
+    time: np.ndarray
+    """(n,) int64 ns of CLOCK_MONOTONIC, when each was captured; increasing."""
+    received: np.ndarray
+    """(n,) int64 ns, when each reached the recorder; 0 = not known."""
+    rows: slice
+    """Where their values are in ``Dataset.array``."""
 
 
 class Dataset:
@@ -31,6 +47,7 @@ class Dataset:
         self.episode_ends = episode_ends
         """(E,) int64, cumulative: episode i is rows [episode_ends[i - 1], episode_ends[i])."""
         self._arrays: dict[str, zarr.Array] = {}
+        self._sample_ends: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -64,7 +81,9 @@ class Dataset:
         return len(self.episode_ends)
 
     def array(self, name: str) -> zarr.Array:
-        """The zarr array (>= N, ...) of a stream. Rows from ``steps`` on belong to an episode not yet published.
+        """The zarr array (>= N, ...) of a stream; (>= M, ...) where it has a rate of its own.
+
+        Rows from ``steps`` on (samples from the last of ``samples`` on) belong to an episode not yet published.
 
         Raises:
             SchemaError: no such stream.
@@ -72,20 +91,69 @@ class Dataset:
         """
         if name not in self._arrays:
             stream = self.schema.stream(name)
-            array = self._open(f"data/{name}")
+            where = storage.values_of(name, stream)
+            rows = self.samples_before(name, self.episodes) if stream.is_native else self.steps
+            array = self._open(where)
             if array is None:
-                raise _damaged(self.path, f"data/{name} is missing")
+                raise _damaged(self.path, f"{where} is missing")
             if array.shape[1:] != stream.shape or array.dtype != np.dtype(stream.dtype):
-                raise _damaged(self.path, f"data/{name} is {array.dtype}{array.shape[1:]}, not as its schema says")
-            if array.shape[0] < self.steps:
-                raise _damaged(self.path, f"data/{name} has {array.shape[0]} rows of {self.steps}")
+                raise _damaged(self.path, f"{where} is {array.dtype}{array.shape[1:]}, not as its schema says")
+            if array.shape[0] < rows:
+                raise _damaged(self.path, f"{where} has {array.shape[0]} rows of {rows}")
             self._arrays[name] = array
         return self._arrays[name]
 
+    def samples_before(self, name: str, episode: int) -> int:
+        """Samples of a native stream in the episodes before number ``episode``, which may be one past the last."""
+        if name not in self._sample_ends:
+            ends = self._open(f"streams/{name}/ends")
+            values = np.empty(0, np.int64) if ends is None else np.asarray(ends[: self.episodes])
+            if len(values) < self.episodes or np.any(np.diff(values, prepend=0) < 0):
+                raise _damaged(self.path, f"streams/{name}/ends does not name the end of every episode")
+            self._sample_ends[name] = values
+        return int(self._sample_ends[name][episode - 1]) if episode else 0
+
+    def samples(self, name: str, episode: int) -> Samples:
+        """The samples of a stream with a rate of its own in one episode, as they came.
+
+        Raises:
+            SchemaError: no such stream or episode, or a stream that is sampled with the control steps.
+        """
+        if not self.schema.stream(name).is_native:
+            raise SchemaError(f"stream {name!r} has no rate of its own; `read` gives its rows")
+        self.rows(episode)
+        episode %= self.episodes
+        rows = slice(self.samples_before(name, episode), self.samples_before(name, episode + 1))
+        time, received = (self._open(f"streams/{name}/{kind}") for kind in ("time", "received"))
+        if time is None or received is None:
+            raise _damaged(self.path, f"streams/{name} has no times")
+        return Samples(np.asarray(time[rows]), np.asarray(received[rows]), rows)
+
+    def at(self, name: str, episode: int, instants: np.ndarray) -> np.ndarray:
+        """Values (m, ...) of a native stream at ``instants`` (m,) ns in one episode, interpolated as its schema says.
+
+        Instants before the first or after the last sample have that sample's value.
+        """
+        stream, samples = self.schema.stream(name), self.samples(name, episode)
+        before, share = places(samples.time, np.asarray(instants, np.int64), stream.interpolation)
+        between = share > 0
+        first = self._gather(name, samples.rows.start + before)
+        if between.any():
+            second = self._gather(name, samples.rows.start + before[between] + 1)
+            first[between] = blend(first[between], second, share[between], stream.interpolation)
+        return first
+
     def blocks(self, name: str, rows: slice | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Row number and values (n, ...) of consecutive pieces of a stream, cut where its files end."""
+        """Row number and values (n, ...) of consecutive pieces of a stream, cut where its files end.
+
+        A stream with a rate of its own is given at the control steps, interpolated as its schema says.
+        """
         array = self.array(name)
         start, stop, _ = (rows or slice(None)).indices(self.steps)
+        if self.schema.stream(name).is_native:
+            for first in range(start, stop, _PIECE):
+                yield first, self._aligned(name, first, min(first + _PIECE, stop))
+            return
         unit = (array.shards or array.chunks)[0] * (1 if array.shards else 64)
         while start < stop:
             end = min((start // unit + 1) * unit, stop)
@@ -140,12 +208,19 @@ class Dataset:
     def times(self, name: str = storage.TICK) -> np.ndarray | None:
         """(N,) int64 ns of CLOCK_MONOTONIC: of the control steps, or when stream ``name`` was captured; 0 = not known.
 
-        None where the dataset has no such times.
+        None where the dataset has no such times. Those of a stream with a rate of its own are in ``samples``.
         """
         return self._column(f"time/{name}")
 
+    def received(self, name: str) -> np.ndarray | None:
+        """(N,) int64 ns, when the samples of stream ``name`` reached the recorder; otherwise as ``times``."""
+        return self._column(f"received/{name}")
+
     def valid(self, name: str) -> np.ndarray:
-        """(N,) bool: False where stream ``name`` dropped a frame and the row repeats the one before."""
+        """(N,) bool: False where stream ``name`` dropped a frame and the row repeats the one before.
+
+        For a stream with a rate of its own: False where its newest sample was 1.5 of its periods old or more.
+        """
         self.schema.stream(name)
         column = self._column(f"valid/{name}")
         return np.ones(self.steps, bool) if column is None else column
@@ -159,6 +234,39 @@ class Dataset:
                 for _, block in self.blocks(name):
                     digest.update(np.ascontiguousarray(block).tobytes())
         return digest.hexdigest()[:16]
+
+    def _aligned(self, name: str, start: int, stop: int) -> np.ndarray:
+        stream = self.schema.stream(name)
+        if stream.interpolation == "previous":
+            index = self._open(f"index/{name}")
+            if index is None or index.shape[0] < stop:
+                raise _damaged(self.path, f"index/{name} is missing or too short")
+            return self._gather(name, np.asarray(index[start:stop]))
+        ticks = self._open(f"time/{storage.TICK}")
+        if ticks is None:
+            raise _damaged(self.path, "time/tick is missing")
+        instants = np.asarray(ticks[start:stop])
+        episodes = np.searchsorted(self.episode_ends, np.arange(start, stop), side="right")
+        out = np.zeros((stop - start, *stream.shape), stream.dtype)
+        for episode in np.unique(episodes):
+            if self.samples_before(name, episode + 1) > self.samples_before(name, episode):
+                out[episodes == episode] = self.at(name, int(episode), instants[episodes == episode])
+        return out
+
+    def _gather(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Values (m, ...) of rows (m,) of a stream's array, in any order; zeros for row -1."""
+        array = self.array(name)
+        out = np.zeros((len(rows), *array.shape[1:]), array.dtype)
+        wanted, inverse = np.unique(rows[rows >= 0], return_inverse=True)
+        if not len(wanted):
+            return out
+        with zarr.config.set(storage.BULK):
+            if wanted[-1] - wanted[0] < 2 * len(wanted):
+                found = np.asarray(array[int(wanted[0]) : int(wanted[-1]) + 1])[wanted - wanted[0]]
+            else:
+                found = np.asarray(array.get_orthogonal_selection((wanted,)))
+        out[rows >= 0] = found[inverse]
+        return out
 
     def _column(self, name: str) -> np.ndarray | None:
         array = self._open(name)

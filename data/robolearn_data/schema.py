@@ -14,6 +14,10 @@ import numpy as np
 Kind = Literal["state", "image", "action", "info"]
 """state: a vector a policy may observe; image: (H, W, C) pixels; action: what the robot is told; info: the rest."""
 
+Interpolation = Literal["previous", "nearest", "linear", "quaternion", "rotation_vector"]
+"""How a stream is read between its samples. previous: the newest one captured by then, all that a controller could have
+had; quaternion, rotation_vector: along the shortest rotation (slerp) between orientations (w, x, y, z) or axis * angle."""
+
 Observation = dict[str, np.ndarray]
 """One instant: stream name -> array of the stream's shape."""
 
@@ -46,6 +50,10 @@ class Stream:
     """Components that are angles in radians which wrap at a full turn. A policy sees their cosine and sine."""
     relative: tuple[int, ...] = ()
     """Action components that are changes per control period: zero stops them. The others are held by repeating them."""
+    rate_hz: float = 0.0
+    """Nominal rate of a stream that is recorded whenever a sample comes. 0: one sample for each control step."""
+    interpolation: Interpolation = "previous"
+    """How samples of a stream with a rate of its own are brought to control steps and other instants."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -60,12 +68,32 @@ class Stream:
             raise SchemaError(f"stream dtype {self.dtype!r} is not numeric; valid: floats, integers, bool")
         if self.kind == "image" and len(self.shape) != 3:
             raise SchemaError(f"image stream needs shape (height, width, channels), got {self.shape!r}")
+        if not (np.isfinite(self.rate_hz) and self.rate_hz >= 0):
+            raise SchemaError(
+                f"stream rate_hz must be 0 (one sample per control step) or positive, got {self.rate_hz!r}"
+            )
+        self._check_interpolation(dtype)
         last = self.shape[-1] if self.shape else 1
         if self.names and len(self.names) != last:
             raise SchemaError(f"{len(self.names)} names for {last} components")
         for name, indices in (("wraps", self.wraps), ("relative", self.relative)):
             if any(not 0 <= i < last for i in indices) or (indices and len(self.shape) != 1):
                 raise SchemaError(f"{name} {indices!r} must index a vector of {last} components")
+
+    def _check_interpolation(self, dtype: np.dtype) -> None:
+        if self.interpolation not in get_args(Interpolation):
+            valid = ", ".join(get_args(Interpolation))
+            raise SchemaError(f"stream interpolation {self.interpolation!r} is unknown; valid: {valid}")
+        if self.interpolation not in ("previous", "nearest") and dtype.kind != "f":
+            raise SchemaError(f"interpolation {self.interpolation!r} needs a float dtype, got {self.dtype!r}")
+        needed = {"quaternion": 4, "rotation_vector": 3}.get(self.interpolation)
+        if needed and self.shape[-1:] != (needed,):
+            raise SchemaError(f"interpolation {self.interpolation!r} needs shape (..., {needed}), got {self.shape!r}")
+
+    @property
+    def is_native(self) -> bool:
+        """Whether it is recorded at a rate of its own."""
+        return self.rate_hz > 0
 
     @property
     def size(self) -> int:

@@ -8,10 +8,21 @@ One zarr v3 group, readable with plain ``zarr.open``::
     meta/episode_info       (E,) JSON text about each episode
     time/tick               (N,) int64 ns, CLOCK_MONOTONIC of the control step; 0 = not known
     time/<stream>           (N,) int64 ns, when that stream's sample was captured; 0 = not known
+    received/<stream>       (N,) int64 ns, when it reached the recorder; 0 = not known
     valid/<stream>          (N,) bool, False where the stream dropped a frame and the row holds a stand-in
 
-Arrays under ``time`` and ``valid`` exist only once something was known or dropped; absent means all 0, all True.
-Rows past ``episode_ends[-1]`` are not part of the dataset: an episode exists from the moment ``episode_ends`` names it.
+A stream with a rate of its own (``Stream.rate_hz``) has M samples instead, and a row of ``index`` for each step::
+
+    streams/<stream>/value     (M, ...) one row per sample
+    streams/<stream>/time      (M,) int64 ns, when it was captured, increasing within an episode
+    streams/<stream>/received  (M,) int64 ns; 0 = not known
+    streams/<stream>/ends      (E,) int64, cumulative: its samples of episode i are [ends[i - 1], ends[i])
+    index/<stream>             (N,) int64, the newest sample captured by that step; -1 where there is none
+
+Arrays under ``time``, ``received`` and ``valid`` exist only once something was known or dropped; absent means all 0, all
+True. Rows past ``episode_ends[-1]`` are not part of the dataset: an episode exists from the moment ``episode_ends`` names
+it, and so are samples past the one that ``ends[E - 1]`` names. ``journal`` and ``unfinished`` are no arrays: see
+``journal.py``.
 """
 
 from __future__ import annotations
@@ -60,6 +71,16 @@ def compressor(name: str, dtype: str) -> BytesBytesCodec:
     width = np.dtype(dtype).itemsize
     shuffle = "shuffle" if width > 1 else "noshuffle"
     return BloscCodec(typesize=width, cname="zstd", clevel=levels[name], shuffle=shuffle)
+
+
+def values_of(name: str, stream: Stream) -> str:
+    """The array that holds a stream's values."""
+    return f"streams/{name}/value" if stream.is_native else f"data/{name}"
+
+
+def fill_value(name: str) -> int | bool:
+    """What rows of the array ``name`` hold for which nothing was said."""
+    return name.startswith("valid/")
 
 
 def rows_per_file(stream: Stream) -> int:

@@ -47,7 +47,11 @@ def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = 
     faults += _info_faults(store, len(ends))
     done = 0
     for name, stream in schema.streams.items():
-        for rows, found in _stream_faults(path, store, name, stream, ends):
+        stream_ends = ends
+        if stream.is_native:
+            stream_ends, found = _sample_ends(path, store, name, ends)
+            faults += found
+        for rows, found in _stream_faults(path, store, name, stream, stream_ends):
             faults += found
             done += rows
             if progress:
@@ -57,12 +61,39 @@ def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = 
     return faults
 
 
+def _sample_ends(path: Path, store: LocalStore, name: str, ends: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Where a native stream's samples end, episode by episode, and what is wrong with its ends, times and index."""
+    where = f"streams/{name}"
+    array, fault = _open(store, f"{where}/ends", len(ends))
+    if array is None:
+        return np.empty(0, np.int64), [fault]
+    found = np.asarray(array[: len(ends)])
+    if found.dtype != np.int64 or found.ndim != 1 or np.any(np.diff(found, prepend=0) < 0):
+        return np.empty(0, np.int64), [f"{where}/ends: must be int64 that do not decrease"]
+    faults = _time_faults(path, store, f"{where}/time", found, strict=True)
+    steps = int(ends[-1]) if len(ends) else 0
+    index, fault = _open(store, f"index/{name}", steps)
+    if index is None:
+        return found, [*faults, fault]
+    try:
+        rows = np.asarray(index[:steps])
+    except Exception as error:
+        return found, [*faults, f"index/{name}: cannot be decoded: {_line(error)}"]
+    lengths = np.diff(ends, prepend=0)
+    first, last = np.repeat(np.concatenate(([0], found))[:-1], lengths), np.repeat(found, lengths)
+    wrong = np.flatnonzero((rows != -1) & ((rows < first) | (rows >= last)))
+    if len(wrong):
+        where = f"from row {wrong[0]}, {_episode(ends, int(wrong[0]))}"
+        faults.append(f"index/{name}: points to another episode's samples in {len(wrong)} rows {where}")
+    return found, faults
+
+
 def _stream_faults(
     path: Path, store: LocalStore, name: str, stream: Stream, ends: np.ndarray
 ) -> Iterator[tuple[int, list[str]]]:
     """Checks a stream file by file: yields rows checked and the faults among them."""
     steps = int(ends[-1]) if len(ends) else 0
-    where = f"data/{name}"
+    where = storage.values_of(name, stream)
     array, fault = _open(store, where, steps)
     if array is None:
         yield steps, [fault]
@@ -71,7 +102,7 @@ def _stream_faults(
         yield steps, [f"{where}: is {array.dtype}{array.shape[1:]}, the schema says {stream.dtype}{stream.shape}"]
         return
     valid = np.ones(steps, bool)
-    if (path / "valid" / name).exists():
+    if not stream.is_native and (path / "valid" / name).exists():
         mask, fault = _open(store, f"valid/{name}", steps)
         if mask is None:
             yield 0, [fault]
@@ -113,7 +144,8 @@ def _time_faults(path: Path, store: LocalStore, where: str, ends: np.ndarray, *,
         return [f"{where}: is {times.dtype}{times.shape}, must be int64 ({steps},)"]
     step = np.diff(times)
     backwards = (step <= 0 if strict else step < 0) & (times[1:] != 0) & (times[:-1] != 0)
-    backwards[ends[:-1] - 1] = False  # the next episode may come from another day and another boot
+    borders = ends[:-1] - 1  # the next episode may come from another day and another boot
+    backwards[borders[(borders >= 0) & (borders < len(backwards))]] = False
     rows = np.flatnonzero(backwards) + 1
     if not rows.size:
         return []

@@ -16,8 +16,10 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from robolearn_data import storage
+from robolearn_data import journal, storage
+from robolearn_data.columns import Column, FrameColumn, RowColumn
 from robolearn_data.dataset import Dataset
+from robolearn_data.journal import Block
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.storage import DatasetError
 
@@ -29,19 +31,23 @@ class DatasetWriter:
     """Collects one episode at a time and publishes it with ``save_episode``.
 
     Until then its rows are in memory, and beyond ``buffer_bytes`` in files past the published end, where no reader
-    looks and the next episode overwrites them: ``add`` touches no disk while an episode is smaller than that. After
-    an OSError (a full disk) the episode is still held: make room and save again, or discard it. One writer at a time;
-    use it as a context manager, which discards an unsaved episode at the end.
+    looks and the next episode overwrites them. A durable writer also keeps a journal of the episode in flight, from
+    which `robolearn data recover` saves it after a crash. After an OSError (a full disk) the episode is still held: make
+    room and save again, or discard it. One writer at a time; use it as a context manager, which discards an unsaved
+    episode at the end.
     """
 
     def __init__(self, path: Path, *, durable: bool = True, buffer_bytes: int = 512 * 2**20) -> None:
         """Use ``create`` or ``append``."""
         self._lock = _lock(path)
         try:
-            published = Dataset.open(path)
+            self._open(path, durable, buffer_bytes)
         except BaseException:
             os.close(self._lock)
             raise
+
+    def _open(self, path: Path, durable: bool, buffer_bytes: int) -> None:
+        published = Dataset.open(path)
         self.path = path
         self.schema = published.schema
         self.episodes = published.episodes
@@ -51,14 +57,17 @@ class DatasetWriter:
         self._store = storage.DurableStore(path) if durable else LocalStore(path)
         self._ends = storage.open_array(self._store, storage.ENDS, "r+")
         self._infos = storage.open_array(self._store, storage.INFO, "r+")
-        names = {f"data/{name}": stream for name, stream in self.schema.streams.items()}
-        names |= {f"time/{name}": _TIME for name in (storage.TICK, *self.schema.streams)}
-        names |= {f"valid/{name}": _VALID for name in self.schema.streams}
-        self._columns = {
-            name: _Column(name, stream, storage.open_array(self._store, name, "r+"), self.steps)
-            for name, stream in names.items()
-            if (path / name / "zarr.json").exists()
-        }
+        self._aligned = {name: s for name, s in self.schema.streams.items() if not s.is_native}
+        self._native = {name: s for name, s in self.schema.streams.items() if s.is_native}
+        self._samples = {name: published.samples_before(name, self.episodes) for name in self._native}
+        """Native stream -> samples of it that are published."""
+        self._columns: dict[str, Column] = {}
+        for name, stream in self._possible_columns().items():
+            if (path / name / "zarr.json").exists():
+                self._columns[name] = self._column(name, stream, storage.open_array(self._store, name, "r+"))
+        self.left_behind = journal.set_aside(path)
+        """Journal of an episode that a killed writer left, which `recover` can save; None usually."""
+        self._journal = journal.Journal(path / journal.NAME) if durable else None
         self._begin()
 
     @classmethod
@@ -77,7 +86,8 @@ class DatasetWriter:
         Args:
             metadata: JSON values about the whole dataset (rig, calibration, source).
             compression: stream -> "zstd-1" (the default) or "zstd-5", see ``storage.compressor``.
-            durable: wait for the medium at each write. Without it a power cut may cost more than the last episode.
+            durable: wait for the medium at each write, and keep a journal. Without it a power cut may cost more than
+                the last episode.
 
         Raises:
             DatasetError: ``path`` exists.
@@ -86,8 +96,10 @@ class DatasetWriter:
         path = Path(path)
         if path.exists():
             raise DatasetError(f"{path} exists; choose another path, or append to it if it is a dataset")
-        if not schema.streams or storage.TICK in schema.streams:
-            raise SchemaError(f"a dataset needs at least one stream, and none named {storage.TICK!r}")
+        if all(s.is_native for s in schema.streams.values()) or storage.TICK in schema.streams:
+            raise SchemaError(
+                f"a dataset needs at least one stream sampled once per control step, and none named {storage.TICK!r}"
+            )
         unknown = set(compression or {}) - set(schema.streams)
         if unknown:
             raise SchemaError(f"compression names streams that do not exist: {', '.join(sorted(unknown))}")
@@ -100,7 +112,11 @@ class DatasetWriter:
             zarr.create_group(store, attributes={storage.ATTRIBUTE: attributes}, zarr_format=3)
             for name, stream in schema.streams.items():
                 how = (compression or {}).get(name, "zstd-1")
-                storage.create_array(store, f"data/{name}", stream, compression=how)
+                storage.create_array(store, storage.values_of(name, stream), stream, compression=how)
+                if stream.is_native:
+                    for times in (f"streams/{name}/time", f"streams/{name}/received", f"index/{name}"):
+                        storage.create_array(store, times, _TIME)
+                    zarr.create_array(store, name=f"streams/{name}/ends", shape=(0,), dtype="int64", chunks=(4096,))
             zarr.create_array(store, name=storage.ENDS, shape=(0,), dtype="int64", chunks=(4096,))
             zarr.create_array(store, name=storage.INFO, shape=(0,), dtype="str", chunks=(64,))
             if durable:
@@ -112,7 +128,8 @@ class DatasetWriter:
 
     @classmethod
     def append(cls, path: str | Path, *, durable: bool = True, buffer_bytes: int = 512 * 2**20) -> DatasetWriter:
-        """Go on after the last published episode; what a killed writer left behind it is overwritten.
+        """Go on after the last published episode; what a killed writer left behind it is overwritten, except for its
+        journal, which is set aside for `recover`.
 
         Raises:
             DatasetError: not a dataset, damaged, or another process is writing to it.
@@ -122,19 +139,22 @@ class DatasetWriter:
     def __enter__(self) -> DatasetWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(keep_unfinished=kind is not None)
 
-    def close(self) -> None:
-        """Discard what was not saved and let other writers in."""
+    def close(self, *, keep_unfinished: bool = False) -> None:
+        """Discard what was not saved and let other writers in. ``keep_unfinished`` leaves its journal to `recover`."""
         if self._lock >= 0:
+            if not keep_unfinished:
+                self.discard_episode()
+            if self._journal:
+                self._journal.close()
             os.close(self._lock)
             self._lock = -1
-            self.discard_episode()
 
     @property
     def pending(self) -> int:
-        """Rows of the episode in flight."""
+        """Control steps of the episode in flight."""
         return self._rows
 
     def add(
@@ -142,29 +162,30 @@ class DatasetWriter:
         row: Mapping[str, Any],
         *,
         capture_ns: Mapping[str, int] | None = None,
+        received_ns: Mapping[str, int] | None = None,
         time_ns: int | None = None,
         holes: Collection[str] = (),
     ) -> None:
-        """Take one control step: a sample of every stream.
+        """Take one control step: a sample of every stream that has no rate of its own.
 
         Args:
             capture_ns: stream -> CLOCK_MONOTONIC ns at which its sample was captured.
-            time_ns: CLOCK_MONOTONIC ns of this control step; each later than the one before.
+            received_ns: stream -> CLOCK_MONOTONIC ns at which it reached this machine or process.
+            time_ns: CLOCK_MONOTONIC ns of this control step; each later than the one before. Needed where a stream has
+                a rate of its own.
             holes: streams without a sample at this step (a dropped frame). They are left out of ``row``; the dataset
                 repeats the sample before (zeros at the start) and marks the row invalid for that stream.
 
         Raises:
             SchemaError: a stream unknown, missing, of wrong shape or dtype, or with NaN; a time that does not increase.
                 The row is not taken.
-            OSError: rows beyond ``buffer_bytes`` cannot be written. The row is taken and held.
+            OSError: the journal or rows beyond ``buffer_bytes`` cannot be written. The row is taken and held.
         """
         self._check_names(row, holes)
-        blocks = {name: np.array(self.schema.streams[name].check(name, value))[None] for name, value in row.items()}
-        for name in holes:
-            stream = self.schema.streams[name]
-            blocks[name] = self._last.get(name, np.zeros((1, *stream.shape), stream.dtype))
-        times = {} if time_ns is None else {storage.TICK: [time_ns]}
-        times |= {name: [t] for name, t in (capture_ns or {}).items()}
+        blocks = {name: np.array(self._aligned[name].check(name, value))[None] for name, value in row.items()}
+        times = {} if time_ns is None else {f"time/{storage.TICK}": [time_ns]}
+        times |= {f"time/{self._aligned_name(name)}": [t] for name, t in (capture_ns or {}).items()}
+        times |= {f"received/{self._aligned_name(name)}": [t] for name, t in (received_ns or {}).items()}
         self._take(blocks, times, 1, holes)
 
     def extend(
@@ -172,14 +193,66 @@ class DatasetWriter:
         rows: Mapping[str, Any],
         *,
         capture_ns: Mapping[str, Any] | None = None,
+        received_ns: Mapping[str, Any] | None = None,
         time_ns: Any | None = None,
+        valid: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take T control steps at once: every stream as (T, ...), times as (T,). Otherwise as ``add``."""
+        """Take T control steps at once: every stream as (T, ...), times as (T,). Otherwise as ``add``.
+
+        ``valid``: stream -> (T,) bool, False for holes; the rows given there are kept as stand-ins.
+        """
         self._check_names(rows, ())
         steps = len(next(iter(rows.values())))
-        blocks = {name: np.array(self.schema.streams[name].check(name, v, batch=(steps,))) for name, v in rows.items()}
-        times = {} if time_ns is None else {storage.TICK: time_ns}
-        self._take(blocks, {**times, **(capture_ns or {})}, steps, ())
+        blocks = {name: np.array(self._aligned[name].check(name, v, batch=(steps,))) for name, v in rows.items()}
+        times = {} if time_ns is None else {f"time/{storage.TICK}": time_ns}
+        times |= {f"time/{self._aligned_name(name)}": t for name, t in (capture_ns or {}).items()}
+        times |= {f"received/{self._aligned_name(name)}": t for name, t in (received_ns or {}).items()}
+        masks = {
+            f"valid/{self._aligned_name(name)}": _VALID.check(f"valid/{name}", mask, batch=(steps,))
+            for name, mask in (valid or {}).items()
+        }
+        self._take(blocks, times, steps, (), masks)
+
+    def add_samples(self, name: str, values: Any, capture_ns: Any, received_ns: Any | None = None) -> None:
+        """Take n samples (n, ...) of a stream that has a rate of its own, captured at ``capture_ns`` (n,).
+
+        Raises:
+            SchemaError: the stream is unknown or has no rate; wrong shape or dtype, NaN; a capture time that does not
+                increase. No sample is taken.
+            OSError: as ``add``.
+        """
+        self._check_open()
+        stream = self.schema.stream(name)
+        if not stream.is_native:
+            raise SchemaError(
+                f"stream {name!r} has no rate of its own; its samples come with the control steps of `add`"
+            )
+        values = np.asarray(values)
+        count = len(values) if values.ndim else 0
+        values = np.array(stream.check(name, values, batch=(count,)))
+        times = _TIME.check(f"capture_ns of {name}", capture_ns, batch=(count,))
+        known = self._sample_times[name]
+        if count and np.any(np.diff(times, prepend=known[-1][-1] if known else 0) <= 0):
+            raise SchemaError(f"capture times of {name!r} must be above 0 and increase from one sample to the next")
+        received = np.zeros(count, np.int64)
+        if received_ns is not None:
+            received = _TIME.check(f"received_ns of {name}", received_ns, batch=(count,))
+        if count:
+            place = f"streams/{name}"
+            self._put(
+                {
+                    f"{place}/value": self._columns[f"{place}/value"].encode(values),
+                    f"{place}/time": times,
+                    f"{place}/received": received,
+                }
+            )
+
+    def note(self, **info: Any) -> None:
+        """Say something about the episode in flight ahead of its end (task, operator): JSON values for its info."""
+        self._check_open()
+        _json(info, "episode info")
+        self._info |= info
+        self._put({}, {"info": info})
 
     def save_episode(self, info: Mapping[str, Any] | None = None) -> int:
         """Write the rows taken since the last call, then publish them as one episode with ``info`` (JSON values).
@@ -194,19 +267,24 @@ class DatasetWriter:
         self._check_open()
         if not self._rows:
             raise SchemaError("an episode without rows cannot be saved; add rows first, or discard it")
-        text = _json({"uuid": str(uuid.uuid4()), **self._clock, **(info or {})}, "episode info")
-        stop = self.steps + self._rows
+        text = _json({**self._info, **(info or {})}, "episode info")
+        self._align_native()
         for column in self._columns.values():
-            column.write(self._store, stop)
+            column.write(column.stop)
         new = slice(self.episodes, self.episodes + 1)
         storage.with_length(self._infos, new.stop)[new] = np.array([text], dtype=object)
+        samples = {name: self._columns[f"streams/{name}/value"].stop for name in self._native}
+        for name, stop in samples.items():
+            self._set_end(f"streams/{name}/ends", new, stop)
+        stop = self.steps + self._rows
         storage.with_length(self._ends, new.stop)[new] = np.array([stop])
-        for name in self._columns:
-            storage.set_length(self.path, name, stop, durable=self.durable)
+        for name, column in self._columns.items():
+            storage.set_length(self.path, name, column.stop, durable=self.durable)
         storage.set_length(self.path, storage.INFO, new.stop, durable=self.durable)
         storage.set_length(self.path, storage.ENDS, new.stop, durable=self.durable)  # from here on it exists
         self.steps = stop
         self.episodes += 1
+        self._samples = samples
         self._begin()
         return self.episodes - 1
 
@@ -214,105 +292,149 @@ class DatasetWriter:
         """Forget the rows taken since the last ``save_episode``."""
         self._begin()
 
+    def replay(self, columns: Mapping[str, Block], facts: Mapping[str, Any]) -> None:
+        """Take a record of a journal again, as `recover` does."""
+        self._info |= facts.get("info", {})
+        self._put(columns, facts)
+
     def _begin(self) -> None:
         self._rows = 0
-        self._held_bytes = 0
-        self._clock: dict[str, int] = {}
+        self._info: dict[str, Any] = {"uuid": str(uuid.uuid4())}
         self._last: dict[str, np.ndarray] = {}
-        self._last_tick = 0
-        for column in self._columns.values():
-            column.restart(self.steps)
+        self._ticks: list[np.ndarray] = []
+        self._sample_times: dict[str, list[np.ndarray]] = {name: [] for name in self._native}
+        self._unjournaled: list[tuple[Mapping[str, Block], Mapping[str, Any]]] = [({}, {"info": dict(self._info)})]
+        for name, column in self._columns.items():
+            column.restart(self._published(name))
+        if self._journal:
+            self._journal.restart()
+
+    def _possible_columns(self) -> dict[str, Stream]:
+        """Every array of rows or samples that the dataset may have."""
+        names = {storage.values_of(name, stream): stream for name, stream in self.schema.streams.items()}
+        names |= {f"{kind}/{name}": _TIME for kind in ("time", "received") for name in self._aligned}
+        names |= {f"time/{storage.TICK}": _TIME}
+        names |= {f"valid/{name}": _VALID for name in self.schema.streams}
+        for name in self._native:
+            names |= {f"streams/{name}/time": _TIME, f"streams/{name}/received": _TIME, f"index/{name}": _TIME}
+        return names
+
+    def _published(self, column: str) -> int:
+        """Rows or samples of a column that are published."""
+        return self._samples[column.split("/")[1]] if column.startswith("streams/") else self.steps
+
+    def _column(self, name: str, stream: Stream, array: zarr.Array | None) -> Column:
+        start = self._published(name)
+        if array is not None and storage.is_framed(stream):
+            return FrameColumn(self.path, name, stream, array, start, durable=self.durable)
+        return RowColumn(self._store, name, stream, array, start)
 
     def _check_open(self) -> None:
         if self._lock < 0:
             raise DatasetError(f"the writer of {self.path} is closed; open it again with DatasetWriter.append")
 
+    def _aligned_name(self, name: str) -> str:
+        if self.schema.stream(name).is_native:
+            raise SchemaError(f"stream {name!r} has a rate of its own; give its samples to `add_samples`")
+        return name
+
     def _check_names(self, row: Mapping[str, Any], holes: Collection[str]) -> None:
         self._check_open()
         for name in (*row, *holes):
-            self.schema.stream(name)
-        missing = [name for name in self.schema.streams if (name in row) == (name in holes)]
+            self._aligned_name(name)
+        missing = [name for name in self._aligned if (name in row) == (name in holes)]
         if missing:
             raise SchemaError(f"row needs each stream once, as a sample or a hole: {', '.join(missing)}")
 
     def _take(
-        self, blocks: Mapping[str, np.ndarray], times: Mapping[str, Any], steps: int, holes: Collection[str]
+        self,
+        blocks: dict[str, np.ndarray],
+        times: Mapping[str, Any],
+        steps: int,
+        holes: Collection[str],
+        masks: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        columns = {f"data/{name}": block for name, block in blocks.items()}
-        for name, value in times.items():
-            if name != storage.TICK:
-                self.schema.stream(name)
-            columns[f"time/{name}"] = _TIME.check(f"time/{name}", value, batch=(steps,))
-        columns |= {f"valid/{name}": np.zeros(steps, bool) for name in holes}
-        ticks = columns.get(f"time/{storage.TICK}")
-        if ticks is not None and np.any(np.diff(ticks, prepend=self._last_tick) <= 0):
+        for name in holes:
+            stream = self._aligned[name]
+            blocks[name] = self._last.get(name, np.zeros((1, *stream.shape), stream.dtype))
+        checked = {name: _TIME.check(name, value, batch=(steps,)) for name, value in times.items()}
+        ticks = checked.get(f"time/{storage.TICK}")
+        if ticks is not None and np.any(np.diff(ticks, prepend=self._ticks[-1][-1] if self._ticks else 0) <= 0):
             raise SchemaError("time_ns must increase from one control step to the next; use time.monotonic_ns()")
-
-        for name in columns.keys() - self._columns.keys():
-            stream = _TIME if name.startswith("time/") else _VALID
-            self._columns[name] = _Column(name, stream, None, self.steps)
-            self._columns[name].add(self._columns[name].filled(self._rows))
-        for name, column in self._columns.items():
-            column.add(columns[name] if name in columns else column.filled(steps))
-        if ticks is not None and steps:
-            if not self._clock:
-                offset = time.time_ns() - time.monotonic_ns()
-                self._clock = {"wall_time_ns": int(ticks[0]) + offset, "wall_offset_ns": offset}
-            self._last_tick = int(ticks[-1])
-        self._last = {name: block[-1:] for name, block in blocks.items()} if steps else self._last
-        self._rows += steps
-        self._held_bytes += sum(block.nbytes for block in blocks.values())
-        if self._held_bytes > self.buffer_bytes:
-            for column in self._columns.values():
-                column.write_full_files(self._store)
-            self._held_bytes = sum(column.held_bytes for column in self._columns.values())
-
-
-class _Column:
-    """Rows of one array: ``[start, at)`` of this episode are in its files, those after it are held in memory."""
-
-    def __init__(self, name: str, stream: Stream, array: zarr.Array | None, start: int) -> None:
-        self.name = name
-        self.stream = stream
-        self.array = array
-        """None until the first write: an array of times or holes is made when there is something to put in it."""
-        self.restart(start)
-
-    def restart(self, start: int) -> None:
-        self.start = start
-        self.at = start
-        self.held: list[np.ndarray] = []
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(block.nbytes for block in self.held)
-
-    @property
-    def fill(self) -> int | bool:
-        return self.name.startswith("valid/")
-
-    def filled(self, rows: int) -> np.ndarray:
-        return np.full((rows, *self.stream.shape), self.fill, self.stream.dtype)
-
-    def add(self, block: np.ndarray) -> None:
-        self.held.append(block)
-
-    def write_full_files(self, store: LocalStore) -> None:
-        """Write what fills whole files, so that none is written twice."""
-        unit = storage.rows_per_file(self.stream)
-        self.write(store, (self.at + sum(map(len, self.held))) // unit * unit)
-
-    def write(self, store: LocalStore, stop: int) -> None:
-        """Write the held rows before row ``stop``. They stay held when that fails."""
-        if stop <= self.at:
+        if ticks is None and self._native:
+            raise SchemaError("streams with rates of their own are found by time; give time_ns with each control step")
+        if not steps:
             return
-        if self.array is None:
-            self.array = storage.create_array(store, self.name, self.stream, rows=self.start, fill=self.fill)
-        rows = np.concatenate(self.held)
-        with zarr.config.set(storage.BULK):
-            storage.with_length(self.array, stop)[self.at : stop] = rows[: stop - self.at]
-        self.held = [rows[stop - self.at :]] if stop - self.at < len(rows) else []
-        self.at = stop
+        columns: dict[str, Block] = {
+            f"data/{name}": self._columns[f"data/{name}"].encode(block) for name, block in blocks.items()
+        }
+        columns |= checked | {f"valid/{name}": np.zeros(steps, bool) for name in holes} | dict(masks or {})
+        self._last = {name: block[-1:] for name, block in blocks.items()}
+        facts = {}
+        if ticks is not None and "wall_offset_ns" not in self._info:
+            offset = time.time_ns() - time.monotonic_ns()
+            clock = {"wall_time_ns": int(ticks[0]) + offset, "wall_offset_ns": offset}
+            self._info |= clock
+            facts = {"info": clock}
+        self._put(columns, facts)
+
+    def _put(self, columns: Mapping[str, Block], facts: Mapping[str, Any] | None = None) -> None:
+        """Hold rows, which are known to be right; then write what need not stay in memory."""
+        for name, block in columns.items():
+            if name.startswith("streams/") and name.endswith("/time"):
+                self._sample_times[name.split("/")[1]].append(np.asarray(block))
+        if f"time/{storage.TICK}" in columns:
+            self._ticks.append(np.asarray(columns[f"time/{storage.TICK}"]))
+        steps = next((len(block) for name, block in columns.items() if name.startswith("data/")), 0)
+        possible = self._possible_columns() if columns.keys() - self._columns.keys() else {}
+        for name in columns.keys() - self._columns.keys():
+            column = self._columns[name] = self._column(name, possible[name], None)
+            column.add(_filled(column, self._rows))
+        for name, column in self._columns.items():
+            if name in columns:
+                column.add(columns[name])
+            elif steps and not name.startswith(("streams/", "index/", "data/")) and not self._is_native_mask(name):
+                column.add(_filled(column, steps))
+        self._rows += steps
+        if self._journal:
+            self._unjournaled.append((columns, facts or {}))
+            while self._unjournaled:
+                self._journal.append(*self._unjournaled[0])
+                del self._unjournaled[0]
+        if sum(column.held_bytes for column in self._columns.values()) > self.buffer_bytes:
+            for column in self._columns.values():
+                column.write_full_files()
+
+    def _is_native_mask(self, name: str) -> bool:
+        return name.startswith("valid/") and name.removeprefix("valid/") in self._native
+
+    def _align_native(self) -> None:
+        """For each control step, the newest sample captured by then, and whether none is missing between the two."""
+        for name, stream in self._native.items():
+            index = self._columns[f"index/{name}"]
+            if index.stop > self.steps:  # an earlier try to save
+                continue
+            ticks = np.concatenate(self._ticks)
+            times = np.concatenate([np.empty(0, np.int64), *self._sample_times[name]])
+            newest = np.searchsorted(times, ticks, side="right") - 1
+            index.add(np.where(newest >= 0, newest + self._samples[name], -1))
+            period_ns = 1e9 / stream.rate_hz
+            age = ticks - times[newest] if len(times) else np.zeros(len(ticks))
+            valid = (newest >= 0) & (age < 1.5 * period_ns)
+            mask = self._columns.get(f"valid/{name}")
+            if mask is None and not valid.all():
+                mask = self._columns[f"valid/{name}"] = self._column(f"valid/{name}", _VALID, None)
+            if mask is not None:
+                mask.add(valid)
+
+    def _set_end(self, name: str, place: slice, stop: int) -> None:
+        array = storage.open_array(self._store, name, "r+")
+        storage.with_length(array, place.stop)[place] = np.array([stop])
+        storage.set_length(self.path, name, place.stop, durable=self.durable)
+
+
+def _filled(column: Column, rows: int) -> np.ndarray:
+    return np.full((rows, *column.stream.shape), storage.fill_value(column.name), column.stream.dtype)
 
 
 def sync_tree(path: Path) -> None:

@@ -1,0 +1,127 @@
+"""One array of a dataset while an episode is written: rows that are in its files, and rows still in memory.
+
+Rows ``[start, at)`` of the episode are in files, those from ``at`` on are held. ``start`` is where the published rows end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from robolearn_data import shards, storage
+from robolearn_data.journal import Block
+from robolearn_data.schema import Stream
+
+
+class RowColumn:
+    """An array of small rows, many to a chunk. zarr writes them."""
+
+    def __init__(self, store: LocalStore, name: str, stream: Stream, array: zarr.Array | None, start: int) -> None:
+        self.name = name
+        self.stream = stream
+        self._store = store
+        self._array = array
+        """None until the first write: an array of times or holes is made when there is something to put in it."""
+        self.restart(start)
+
+    def restart(self, start: int) -> None:
+        """Forget the episode. The next begins at row ``start``."""
+        self.start = start
+        self.at = start
+        self._held: list[np.ndarray] = []
+
+    @property
+    def stop(self) -> int:
+        """The row after the last of the episode."""
+        return self.at + sum(map(len, self._held))
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(block.nbytes for block in self._held)
+
+    def encode(self, rows: np.ndarray) -> Block:
+        return rows
+
+    def add(self, block: Block) -> None:
+        assert isinstance(block, np.ndarray)
+        self._held.append(block)
+
+    def write_full_files(self) -> None:
+        """Write what fills whole files, so that none is written twice."""
+        unit = storage.rows_per_file(self.stream)
+        self.write(self.stop // unit * unit)
+
+    def write(self, stop: int) -> None:
+        """Write the held rows before row ``stop``. They stay held when that fails."""
+        if stop <= self.at:
+            return
+        if self._array is None:
+            fill = storage.fill_value(self.name)
+            self._array = storage.create_array(self._store, self.name, self.stream, rows=self.start, fill=fill)
+        rows = np.concatenate(self._held)
+        with zarr.config.set(storage.BULK):
+            storage.with_length(self._array, stop)[self.at : stop] = rows[: stop - self.at]
+        self._held = [rows[stop - self.at :]] if stop - self.at < len(rows) else []
+        self.at = stop
+
+
+class FrameColumn:
+    """An array of images and their like, each encoded for itself once, in shards that are put together here."""
+
+    def __init__(self, root: Path, name: str, stream: Stream, array: zarr.Array, start: int, *, durable: bool) -> None:
+        self.name = name
+        self.stream = stream
+        self._folder = root / name
+        self._array = array
+        self._unit: int = array.shards[0]  # pyright: ignore[reportOptionalSubscript]
+        self._encode = shards.encoder(array)
+        self._durable = durable
+        self.restart(start)
+
+    def restart(self, start: int) -> None:
+        self.start = start
+        self.at = start
+        self._held: list[bytes] = []
+
+    @property
+    def stop(self) -> int:
+        return self.at + len(self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(map(len, self._held))
+
+    def encode(self, rows: np.ndarray) -> Block:
+        return [self._encode(row) for row in rows]
+
+    def add(self, block: Block) -> None:
+        assert isinstance(block, list)
+        self._held += block
+
+    def write_full_files(self) -> None:
+        self.write(self.stop // self._unit * self._unit)
+
+    def write(self, stop: int) -> None:
+        """As ``RowColumn.write``.
+
+        Raises:
+            OSError: a file cannot be written.
+            DatasetError: the last, partly filled file is damaged.
+        """
+        while self.at < stop:
+            number, used = divmod(self.at, self._unit)
+            file = self._folder / self._array.metadata.encode_chunk_key((number, *[0] * len(self.stream.shape)))
+            before = shards.unpack(file, self._unit)[:used] if used else []
+            if None in before:
+                raise storage.DatasetError(f"{file} has lost frames; `robolearn data validate` lists every fault")
+            count = min(stop - self.at, self._unit - used)
+            kept = [frame for frame in before if frame is not None]
+            storage.put(file, shards.pack([*kept, *self._held[:count]], self._unit), durable=self._durable)
+            del self._held[:count]
+            self.at += count
+
+
+Column = RowColumn | FrameColumn

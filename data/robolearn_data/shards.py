@@ -1,0 +1,64 @@
+"""Shard files of zarr v3 (codec "sharding_indexed"), read and written whole with frames that are encoded already.
+
+A shard is its frames one after the other, then an index: offset and length of each frame (uint64, little endian; both
+2**64 - 1 where there is none) and the CRC-32C of the index. zarr itself can only write what it has encoded itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import google_crc32c
+import numcodecs
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, ShardingCodec
+
+from robolearn_data.storage import DatasetError
+
+_NONE = np.uint64(2**64 - 1)
+
+
+def pack(frames: Sequence[bytes], count: int) -> bytes:
+    """The shard of ``count`` places whose first ones hold ``frames``."""
+    index = np.full((count, 2), _NONE, "<u8")
+    lengths = np.array([len(frame) for frame in frames], np.uint64)
+    index[: len(frames), 1] = lengths
+    index[: len(frames), 0] = np.cumsum(lengths) - lengths
+    listed = index.tobytes()
+    return b"".join([*frames, listed, google_crc32c.value(listed).to_bytes(4, "little")])
+
+
+def unpack(path: Path, count: int) -> list[bytes | None]:
+    """The ``count`` frames of the shard at ``path``, None where there is none; all None without a file.
+
+    Raises:
+        DatasetError: the file is not a whole shard.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [None] * count
+    split = len(content) - 16 * count - 4
+    listed, crc = content[max(split, 0) : -4], content[-4:]
+    if split < 0 or google_crc32c.value(listed).to_bytes(4, "little") != crc:
+        raise DatasetError(f"{path} is damaged: its index does not match its checksum")
+    index = np.frombuffer(listed, "<u8").reshape(count, 2)
+    there = index[:, 0] != _NONE
+    if np.any(index[there] > split) or np.any(index[there].sum(1) > split):
+        raise DatasetError(f"{path} is damaged: its index points outside of it")
+    return [content[int(at) : int(at + n)] if ok else None for (at, n), ok in zip(index, there, strict=True)]
+
+
+def encoder(array: zarr.Array) -> Callable[[np.ndarray], bytes]:
+    """The function that encodes one frame as ``array`` stores it."""
+    sharding = array.metadata.codecs[0]  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(sharding, ShardingCodec)
+    _, *compressors = sharding.codecs
+    if len(compressors) != 1 or not isinstance(compressors[0], BloscCodec):
+        raise DatasetError(f"{array.store_path} is compressed in a way that this version cannot write; convert it")
+    blosc = compressors[0]
+    shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[blosc.shuffle.value]
+    codec = numcodecs.Blosc(blosc.cname.value, blosc.clevel, shuffle, blosc.blocksize)
+    return lambda frame: bytes(codec.encode(np.ascontiguousarray(frame)))
