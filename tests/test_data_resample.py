@@ -48,14 +48,16 @@ def test_rotation_vectors_turn_at_constant_speed_about_one_axis(rotation: np.nda
     np.testing.assert_allclose(out, share * rotation, atol=1e-7)
 
 
+def as_quaternion(vector: np.ndarray) -> np.ndarray:
+    angle = np.linalg.norm(vector)
+    return np.concatenate(([np.cos(angle / 2)], 0.5 * np.sinc(angle / 2 / np.pi) * vector))
+
+
 @given(rotations, rotations, st.floats(0, 1), st.sampled_from([-1, 1]))
 def test_quaternions_take_the_shorter_way_whatever_their_sign(
     a: np.ndarray, b: np.ndarray, share: float, sign: int
 ) -> None:
-    qa, qb = (
-        np.concatenate(([np.cos(np.linalg.norm(v) / 2)], 0.5 * np.sinc(np.linalg.norm(v) / 2 / np.pi) * v))
-        for v in (a, b)
-    )
+    qa, qb = as_quaternion(a), as_quaternion(b)
     out = blend(qa[None], sign * qb[None], np.array([share]), "quaternion")[0]
     assert np.linalg.norm(out) == pytest.approx(1)
     whole = 2 * np.arccos(np.clip(abs(qa @ qb), 0, 1))

@@ -1,6 +1,7 @@
 """One array of a dataset while an episode is written: rows that are in its files, and rows still in memory.
 
-Rows ``[start, at)`` of the episode are in files, those from ``at`` on are held. ``start`` is where the published rows end.
+Rows ``[start, at)`` of the episode are in files, those from ``at`` on are held. ``start`` is where the published rows
+end.
 """
 
 from __future__ import annotations

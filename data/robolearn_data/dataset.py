@@ -1,4 +1,7 @@
-"""Reading a dataset. N = rows (control steps) of all episodes together, E = episodes, M = samples of a native stream."""
+"""Reading a dataset.
+
+N = rows (control steps) of all episodes together, E = episodes, M = samples of a native stream: one with its own rate.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Recovery:
 
     @property
     def exit_code(self) -> int:
-        """0: the dataset is whole and nothing is missing; 3: something was saved and something lost; 1: all was lost."""
+        """0: nothing is missing; 3: something was saved and something lost; 1: all that was unfinished is lost."""
         return 0 if not self.losses else 3 if self.saved else 1
 
 

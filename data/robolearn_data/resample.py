@@ -10,8 +10,8 @@ from robolearn_data.schema import Interpolation, SchemaError
 def places(times: np.ndarray, at: np.ndarray, how: Interpolation) -> tuple[np.ndarray, np.ndarray]:
     """Which samples are needed at instants ``at`` (m,) ns, given capture times (n,) ns that increase.
 
-    Returns the number of the sample before (m,), and the share (m,) of the way to the next one, from 0 to 1; the share is
-    0 where the sample itself is the answer. Instants outside the samples get the first or the last one.
+    Returns the number of the sample before (m,), and the share (m,) of the way to the next one, from 0 to 1; the share
+    is 0 where the sample itself is the answer. Instants outside the samples get the first or the last one.
     """
     if not len(times):
         raise SchemaError("a stream without samples in an episode has no value there")

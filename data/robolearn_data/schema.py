@@ -15,8 +15,8 @@ Kind = Literal["state", "image", "action", "info"]
 """state: a vector a policy may observe; image: (H, W, C) pixels; action: what the robot is told; info: the rest."""
 
 Interpolation = Literal["previous", "nearest", "linear", "quaternion", "rotation_vector"]
-"""How a stream is read between its samples. previous: the newest one captured by then, all that a controller could have
-had; quaternion, rotation_vector: along the shortest rotation (slerp) between orientations (w, x, y, z) or axis * angle."""
+"""How a stream is read between its samples. previous: the newest one captured by then, all that a controller could
+have had; quaternion, rotation_vector: along the shortest rotation (slerp), for (w, x, y, z) and for axis * angle."""
 
 Observation = dict[str, np.ndarray]
 """One instant: stream name -> array of the stream's shape."""
@@ -70,7 +70,7 @@ class Stream:
             raise SchemaError(f"image stream needs shape (height, width, channels), got {self.shape!r}")
         if not (np.isfinite(self.rate_hz) and self.rate_hz >= 0):
             raise SchemaError(
-                f"stream rate_hz must be 0 (one sample per control step) or positive, got {self.rate_hz!r}"
+                f"stream rate_hz must be positive, or 0 for one sample per control step; got {self.rate_hz!r}"
             )
         self._check_interpolation(dtype)
         last = self.shape[-1] if self.shape else 1

@@ -19,10 +19,9 @@ A stream with a rate of its own (``Stream.rate_hz``) has M samples instead, and 
     streams/<stream>/ends      (E,) int64, cumulative: its samples of episode i are [ends[i - 1], ends[i])
     index/<stream>             (N,) int64, the newest sample captured by that step; -1 where there is none
 
-Arrays under ``time``, ``received`` and ``valid`` exist only once something was known or dropped; absent means all 0, all
-True. Rows past ``episode_ends[-1]`` are not part of the dataset: an episode exists from the moment ``episode_ends`` names
-it, and so are samples past the one that ``ends[E - 1]`` names. ``journal`` and ``unfinished`` are no arrays: see
-``journal.py``.
+Arrays under ``time``, ``received`` and ``valid`` exist only once something was known or dropped; absent means all 0,
+all True. Rows past ``episode_ends[-1]`` and samples past ``ends[E - 1]`` are not part of the dataset: an episode exists
+from the moment ``episode_ends`` names it. ``journal`` and ``unfinished`` are not arrays: see ``journal.py``.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ class DatasetWriter:
 
     Until then its rows are in memory, and beyond ``buffer_bytes`` in files past the published end, where no reader
     looks and the next episode overwrites them. A durable writer also keeps a journal of the episode in flight, from
-    which `robolearn data recover` saves it after a crash. After an OSError (a full disk) the episode is still held: make
-    room and save again, or discard it. One writer at a time; use it as a context manager, which discards an unsaved
-    episode at the end.
+    which `robolearn data recover` saves it after a crash. After an OSError (a full disk) the episode is still held:
+    make room and save again, or discard it. One writer at a time; use it as a context manager, which discards an
+    unsaved episode at the end, but leaves it to `recover` after an exception.
     """
 
     def __init__(self, path: Path, *, durable: bool = True, buffer_bytes: int = 512 * 2**20) -> None:

@@ -31,6 +31,19 @@ class Validate:
 
 
 @dataclass(frozen=True)
+class Recover:
+    """Save the episodes that a killed recording left unfinished, marked "recovered".
+
+    Exit code 0: nothing is missing; 3: something was saved and something lost; 1: all that was unfinished is lost.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """The dataset's folder."""
+    dry_run: bool = False
+    """Only say what would be saved."""
+
+
+@dataclass(frozen=True)
 class Import:
     """Copy a dataset of another program into a new one, bit for bit."""
 
@@ -98,6 +111,20 @@ def validate(options: Validate) -> int:
     return 1 if faults else 0
 
 
+def recover(options: Recover) -> int:
+    """save the episodes that a killed recording left unfinished"""
+    from robolearn_data.recover import recover as save_unfinished
+
+    found = save_unfinished(options.path, dry_run=options.dry_run)
+    for episode, steps in found.saved:
+        print(f"episode {episode}: {steps} steps {'can be saved' if options.dry_run else 'saved'}")
+    for loss in found.losses:
+        print(f"lost: {loss}")
+    if not (found.saved or found.losses):
+        print(f"{options.path}: nothing is unfinished")
+    return found.exit_code
+
+
 def import_(options: Import) -> int:
     """copy a dataset of another program into a new one"""
     from robolearn_data.formats.diffusion_policy import import_diffusion_policy
@@ -134,5 +161,6 @@ def _size(count: float) -> str:
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "info": (Info, info),
     "validate": (Validate, validate),
+    "recover": (Recover, recover),
     "import": (Import, import_),
 }
