@@ -22,8 +22,8 @@ from robolearn_data.schema import UserError
 from robolearn_deploy import runtime
 from robolearn_deploy.chunks import ControlState
 from robolearn_deploy.log import Measurements
-from robolearn_deploy.ring import PREFIX
 from robolearn_deploy.runtime import Processes, RunOptions
+from robolearn_hardware.ring import PREFIX
 
 SHARED = Path("/dev/shm")
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from robolearn_data.schema import Observation, Schema, Stream
 from robolearn_deploy.chunks import Chunk
-from robolearn_deploy.ring import Field, Ring, RingHandle
+from robolearn_hardware.ring import Field, Ring, RingHandle
 
 LOG_SECONDS = 10.0
 """How long the log may be busy elsewhere before it loses ticks."""

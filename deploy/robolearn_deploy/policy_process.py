@@ -12,9 +12,9 @@ from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import Observation
 from robolearn_deploy.channels import Channels, Handles, stream_field
 from robolearn_deploy.chunks import action_times_ns
-from robolearn_deploy.ring import Ring
 from robolearn_deploy.worker import Rendezvous
 from robolearn_hardware.clock import now_ns, period_ns, wait_until_ns
+from robolearn_hardware.ring import Ring
 
 POLL_NS = 1_000_000
 """Pause between two looks at a ring that has nothing new."""

@@ -47,13 +47,14 @@ class Ring:
         self.handle = handle
         self._memory = memory
         self._owner = owner
-        self._dtype = _record_dtype(handle.fields)
-        size, stride = self._dtype.itemsize, _slot_bytes(self._dtype)
+        self.dtype = _record_dtype(handle.fields)
+        """numpy's name for a record."""
+        size, stride = self.dtype.itemsize, _slot_bytes(self.dtype)
         self._count = np.ndarray((1,), np.uint64, memory.buf)
         self._sequence = np.ndarray((handle.slots,), np.uint64, memory.buf, _HEADER, (stride,))
         self._crc = np.ndarray((handle.slots,), np.uint32, memory.buf, _HEADER + 8, (stride,))
         self._bytes = np.ndarray((handle.slots, size), np.uint8, memory.buf, _HEADER + 16, (stride, 1))
-        self._records = np.ndarray((handle.slots,), self._dtype, memory.buf, _HEADER + 16, (stride,))
+        self._records = np.ndarray((handle.slots,), self.dtype, memory.buf, _HEADER + 16, (stride,))
 
     @classmethod
     def create(cls, fields: Mapping[str, Field], slots: int, *, checked: bool | None = None) -> Ring:
@@ -112,7 +113,7 @@ class Ring:
         copy, crc = self._bytes[slot].copy(), int(self._crc[slot])
         if int(self._sequence[slot]) != whole or (self.handle.checked and zlib.crc32(copy) != crc):
             return None
-        return copy.view(self._dtype)[0]
+        return copy.view(self.dtype)[0]
 
     def newest(self) -> tuple[int, np.void] | None:
         """Index and copy of the newest record; None while there is none, or while a writer laps every attempt."""

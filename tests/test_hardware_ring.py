@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robolearn_deploy.ring import Ring, RingHandle
+from robolearn_hardware.ring import Ring, RingHandle
 
 FIELDS = {"number": ("i8", ()), "body": ("f4", (4096,)), "odd": ("u1", (3,)), "last": ("i8", ())}
 
