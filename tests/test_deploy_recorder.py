@@ -123,7 +123,9 @@ def test_steps_and_samples_that_were_lost_are_holes_and_counted_and_nothing_shif
     action = dataset.read("action")[:, 0]
     np.testing.assert_array_equal(dataset.valid("action"), ~lost)
     np.testing.assert_array_equal(action[~lost], numbers[~lost])
-    np.testing.assert_array_equal(dataset.times(), START + numbers * 50 * MS)
+    times = dataset.times()
+    assert times is not None
+    np.testing.assert_array_equal(times, START + numbers * 50 * MS)
     recorded = dataset.episode_info(0)["recorded"]
     assert recorded["steps"] == {"taken": 74, "lost": 36, "refused": 0}
     assert recorded["arm"] == {"taken": 74, "lost": 36, "refused": 0}
