@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robolearn.cli.main import main as robolearn
@@ -168,6 +168,7 @@ def test_a_journal_cut_anywhere_gives_every_row_before_the_cut(tmp_path: Path) -
     assert (steps[0], steps[-1]) == (0, 6)
 
 
+@settings(deadline=None)
 @given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), min_size=1, max_size=4))
 def test_a_journal_with_wrong_bytes_yields_only_records_that_were_written(
     tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[float, int]]

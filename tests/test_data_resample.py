@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -42,6 +42,7 @@ def test_previous_never_looks_ahead_and_nearest_takes_the_closer_one() -> None:
 rotations = hnp.arrays(np.float64, 3, elements=st.floats(-1.7, 1.7))
 
 
+@settings(deadline=None)
 @given(rotations, st.floats(0, 1))
 def test_rotation_vectors_turn_at_constant_speed_about_one_axis(rotation: np.ndarray, share: float) -> None:
     out = blend(np.zeros((1, 3)), rotation[None], np.array([share]), "rotation_vector")[0]
@@ -53,6 +54,7 @@ def as_quaternion(vector: np.ndarray) -> np.ndarray:
     return np.concatenate(([np.cos(angle / 2)], 0.5 * np.sinc(angle / 2 / np.pi) * vector))
 
 
+@settings(deadline=None)
 @given(rotations, rotations, st.floats(0, 1), st.sampled_from([-1, 1]))
 def test_quaternions_take_the_shorter_way_whatever_their_sign(
     a: np.ndarray, b: np.ndarray, share: float, sign: int
