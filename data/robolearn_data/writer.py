@@ -76,12 +76,14 @@ class DatasetWriter:
 
         Args:
             metadata: JSON values about the whole dataset (rig, calibration, source).
-            compression: stream -> "zstd-1" (the default) or "zstd-5", see ``storage.compressor``.
+            compression: stream -> "zstd-1", "zstd-5", "jpeg-95", "lossless", "depth" or "h264-23", see
+                ``storage.encoding``. Unless it is named here, an 8-bit image of 1 or 3 channels is stored as JPEG,
+                "jpeg-95"; every other stream exactly, "zstd-1".
             durable: wait for the medium at each write. Without it a power cut may cost more than the last episode.
 
         Raises:
             DatasetError: ``path`` exists.
-            SchemaError: no streams, a reserved name, or metadata that is not JSON.
+            SchemaError: no streams, a reserved name, a compression that does not fit, or metadata that is not JSON.
         """
         path = Path(path)
         if path.exists():
@@ -99,8 +101,7 @@ class DatasetWriter:
             store = LocalStore(unfinished)
             zarr.create_group(store, attributes={storage.ATTRIBUTE: attributes}, zarr_format=3)
             for name, stream in schema.streams.items():
-                how = (compression or {}).get(name, "zstd-1")
-                storage.create_array(store, f"data/{name}", stream, compression=how)
+                storage.create_array(store, f"data/{name}", stream, compression=(compression or {}).get(name))
             zarr.create_array(store, name=storage.ENDS, shape=(0,), dtype="int64", chunks=(4096,))
             zarr.create_array(store, name=storage.INFO, shape=(0,), dtype="str", chunks=(64,))
             if durable:
@@ -299,7 +300,8 @@ class _Column:
 
     def write_full_files(self, store: LocalStore) -> None:
         """Write what fills whole files, so that none is written twice."""
-        unit = storage.rows_per_file(self.stream)
+        made = self.array
+        unit = storage.rows_per_file(self.stream) if made is None else (made.shards or made.chunks)[0]
         self.write(store, (self.at + sum(map(len, self.held))) // unit * unit)
 
     def write(self, store: LocalStore, stop: int) -> None:
