@@ -29,7 +29,7 @@ MAY_IMPORT = {
 }
 """Package or part of one -> what it may import of the five packages besides itself."""
 
-THIRD_PARTY_OF_DATA = {"numpy", "zarr", "numcodecs", "pyarrow", "av"}
+THIRD_PARTY_OF_DATA = {"numpy", "zarr", "numcodecs", "pyarrow", "av", "simplejpeg", "imagecodecs", "google_crc32c"}
 """numcodecs holds the codecs of zarr v2 and comes with zarr."""
 
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

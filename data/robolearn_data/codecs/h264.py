@@ -157,8 +157,8 @@ def _decode(segment: _Segment, out: np.ndarray) -> None:
     _, height, width, _ = out.shape
     decoder = av.VideoCodecContext.create("h264", "r")
     decoder.thread_count = 1
-    # A picture that claims to be larger is refused before it is allocated. Sides are coded in blocks of 16.
-    pixels = -(-height // 16) * 16 * (-(-width // 16) * 16)
+    # A picture that claims to be larger is refused before it is allocated. The library rounds sides up to 64.
+    pixels = (height + 63) // 64 * 64 * ((width + 63) // 64 * 64)
     decoder.options = {"max_pixels": str(pixels), "err_detect": "explode"}
     number = 0
     try:
