@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from zarr.storage import MemoryStore
 
 from robolearn_data import storage
 from robolearn_data.codecs.chunk import ChunkCodec, CodecError
@@ -122,7 +122,7 @@ def test_depth_is_exact_for_any_shape_and_content(data: st.DataObject) -> None:
     shape = (data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40)), *data.draw(st.sampled_from([(), (1,)])))
     stream = Stream(shape, "uint16", "image" if len(shape) == 3 else "state")
     values = data.draw(arrays.arrays(np.uint16, (3, *shape)))
-    array = storage.create_array(zarr.storage.MemoryStore(), "depth", stream, rows=3, compression="depth")  # pyright: ignore[reportArgumentType]
+    array = storage.create_array(MemoryStore(), "depth", stream, rows=3, compression="depth")  # pyright: ignore[reportArgumentType]
     array[:] = values
     np.testing.assert_array_equal(np.asarray(array[:]), values)
 
@@ -147,7 +147,7 @@ def test_h264_keeps_count_size_and_order_of_any_shape(n: int, height: int, width
 
 
 def test_h264_writes_within_a_chunk_leave_its_other_frames_as_they_are() -> None:
-    store = zarr.storage.MemoryStore()
+    store = MemoryStore()
     array = storage.create_array(store, "v", IMAGE, rows=16, compression="h264-20")  # pyright: ignore[reportArgumentType]
     assert array.chunks[0] == 8
     frames = pictures(16)
