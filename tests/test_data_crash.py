@@ -31,6 +31,7 @@ SCHEMA = Schema(
         "action": Stream((7,), "float32", "action"),
     },
 )
+EXACT = {"camera": "zstd-1"}
 PROCESSES = multiprocessing.get_context("forkserver")  # starts in milliseconds what has been imported once
 PROCESSES.set_forkserver_preload(["robolearn_data.writer"])
 STEPS = (3, 60, 17, 130, 40)
@@ -81,7 +82,7 @@ def fill(writer: DatasetWriter) -> None:
 @pytest.mark.slow
 def test_kills_at_random_instants_lose_no_published_episode(tmp_path: Path) -> None:
     path = tmp_path / "d"
-    DatasetWriter.create(path, SCHEMA).close()
+    DatasetWriter.create(path, SCHEMA, compression=EXACT).close()
     published = 0
     partial = 0
     for number, delay in enumerate(np.random.default_rng(0).uniform(0, 0.4, 24)):
@@ -144,7 +145,7 @@ def add_episode(writer: DatasetWriter) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1, 3])
 def test_a_kill_at_any_file_of_an_episode_leaves_it_whole_or_absent(tmp_path: Path, before: int) -> None:
-    with DatasetWriter.create(tmp_path / "start", SCHEMA, durable=False) as writer:
+    with DatasetWriter.create(tmp_path / "start", SCHEMA, compression=EXACT, durable=False) as writer:
         for _ in range(before):
             add_episode(writer)
     outcomes = []
@@ -169,7 +170,7 @@ def test_a_kill_at_any_file_of_an_episode_leaves_it_whole_or_absent(tmp_path: Pa
 
 def test_a_full_disk_is_an_oserror_that_harms_no_earlier_episode(small_disk: Callable[[int], Path]) -> None:
     path = small_disk(3) / "d"
-    writer = DatasetWriter.create(path, SCHEMA)
+    writer = DatasetWriter.create(path, SCHEMA, compression=EXACT)
     with pytest.raises(OSError, match="No space left"):
         fill(writer)
     assert 2 <= writer.episodes < 100

@@ -18,7 +18,7 @@ from robolearn_data.schema import Stream
 
 
 class RowColumn:
-    """An array of small rows, many to a chunk. zarr writes them."""
+    """An array of rows that are encoded together, many small ones or a group of pictures. zarr writes them."""
 
     def __init__(self, store: LocalStore, name: str, stream: Stream, array: zarr.Array | None, start: int) -> None:
         self.name = name
@@ -52,7 +52,8 @@ class RowColumn:
 
     def write_full_files(self) -> None:
         """Write what fills whole files, so that none is written twice."""
-        unit = storage.rows_per_file(self.stream)
+        made = self._array
+        unit = storage.rows_per_file(self.stream) if made is None else (made.shards or made.chunks)[0]
         self.write(self.stop // unit * unit)
 
     def write(self, stop: int) -> None:

@@ -147,7 +147,7 @@ class Dataset:
         return first
 
     def blocks(self, name: str, rows: slice | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Row number and values (n, ...) of consecutive pieces of a stream, cut where its files end.
+        """Row number and values (n, ...) of consecutive pieces of a stream, at most 32 MB or a chunk each.
 
         A stream with a rate of its own is given at the control steps, interpolated as its schema says.
         """
@@ -157,9 +157,11 @@ class Dataset:
             for first in range(start, stop, _PIECE):
                 yield first, self._aligned(name, first, min(first + _PIECE, stop))
             return
-        unit = (array.shards or array.chunks)[0] * (1 if array.shards else 64)
+        file = (array.shards or array.chunks)[0] * (1 if array.shards else 64)
+        chunk = array.chunks[0]
+        piece = max(storage.BLOCK_BYTES * array.shape[0] // max(array.nbytes, 1) // chunk, 1) * chunk
         while start < stop:
-            end = min((start // unit + 1) * unit, stop)
+            end = min((start // file + 1) * file, (start // piece + 1) * piece, stop)
             with zarr.config.set(storage.BULK):
                 block = np.asarray(array[start:end])
             yield start, block

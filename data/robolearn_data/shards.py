@@ -13,8 +13,9 @@ import google_crc32c
 import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, ShardingCodec
+from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
 
+from robolearn_data.codecs.chunk import ChunkCodec
 from robolearn_data.storage import DatasetError
 
 _NONE = np.uint64(2**64 - 1)
@@ -51,14 +52,25 @@ def unpack(path: Path, count: int) -> list[bytes | None]:
     return [content[int(at) : int(at + n)] if ok else None for (at, n), ok in zip(index, there, strict=True)]
 
 
+def is_one_by_one(array: zarr.Array) -> bool:
+    """Whether each row of an array is encoded for itself, in shards."""
+    return array.shards is not None and array.chunks[0] == 1
+
+
 def encoder(array: zarr.Array) -> Callable[[np.ndarray], bytes]:
-    """The function that encodes one frame as ``array`` stores it."""
+    """The function that encodes one row of an array for which ``is_one_by_one`` holds, as the array's metadata says.
+
+    Raises:
+        DatasetError: by a codec that this version cannot write.
+    """
     sharding = array.metadata.codecs[0]  # pyright: ignore[reportAttributeAccessIssue]
-    assert isinstance(sharding, ShardingCodec)
-    _, *compressors = sharding.codecs
-    if len(compressors) != 1 or not isinstance(compressors[0], BloscCodec):
-        raise DatasetError(f"{array.store_path} is compressed in a way that this version cannot write; convert it")
-    blosc = compressors[0]
-    shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[blosc.shuffle.value]
-    codec = numcodecs.Blosc(blosc.cname.value, blosc.clevel, shuffle, blosc.blocksize)
-    return lambda frame: bytes(codec.encode(np.ascontiguousarray(frame)))
+    match sharding.codecs if isinstance(sharding, ShardingCodec) else ():
+        case (ChunkCodec() as codec,):
+            return lambda row: codec.encode_chunk(np.ascontiguousarray(row[None]))
+        case (BytesCodec(), BloscCodec() as blosc) if array.dtype.isnative:
+            shuffle = ("noshuffle", "shuffle", "bitshuffle").index(blosc.shuffle.value)
+            codec_of_zarr = numcodecs.Blosc(blosc.cname.value, blosc.clevel, shuffle, blosc.blocksize)
+            return lambda row: bytes(codec_of_zarr.encode(np.ascontiguousarray(row)))
+    raise DatasetError(
+        f"{array.store_path} is encoded in a way that this version cannot write; `robolearn data convert`"
+    )

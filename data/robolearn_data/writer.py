@@ -16,7 +16,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from robolearn_data import journal, storage
+from robolearn_data import journal, shards, storage
 from robolearn_data.columns import Column, FrameColumn, RowColumn
 from robolearn_data.dataset import Dataset
 from robolearn_data.journal import Block
@@ -85,13 +85,15 @@ class DatasetWriter:
 
         Args:
             metadata: JSON values about the whole dataset (rig, calibration, source).
-            compression: stream -> "zstd-1" (the default) or "zstd-5", see ``storage.compressor``.
+            compression: stream -> "zstd-1", "zstd-5", "jpeg-95", "lossless", "depth" or "h264-23", see
+                ``storage.encoding``. Unless it is named here, an 8-bit image of 1 or 3 channels is stored as JPEG,
+                "jpeg-95"; every other stream exactly, "zstd-1".
             durable: wait for the medium at each write, and keep a journal. Without it a power cut may cost more than
                 the last episode.
 
         Raises:
             DatasetError: ``path`` exists.
-            SchemaError: no streams, a reserved name, or metadata that is not JSON.
+            SchemaError: no streams, a reserved name, a compression that does not fit, or metadata that is not JSON.
         """
         path = Path(path)
         if path.exists():
@@ -111,7 +113,7 @@ class DatasetWriter:
             store = LocalStore(unfinished)
             zarr.create_group(store, attributes={storage.ATTRIBUTE: attributes}, zarr_format=3)
             for name, stream in schema.streams.items():
-                how = (compression or {}).get(name, "zstd-1")
+                how = (compression or {}).get(name)
                 storage.create_array(store, storage.values_of(name, stream), stream, compression=how)
                 if stream.is_native:
                     for times in (f"streams/{name}/time", f"streams/{name}/received", f"index/{name}"):
@@ -325,7 +327,7 @@ class DatasetWriter:
 
     def _column(self, name: str, stream: Stream, array: zarr.Array | None) -> Column:
         start = self._published(name)
-        if array is not None and storage.is_framed(stream):
+        if array is not None and shards.is_one_by_one(array):
             return FrameColumn(self.path, name, stream, array, start, durable=self.durable)
         return RowColumn(self._store, name, stream, array, start)
 

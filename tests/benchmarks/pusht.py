@@ -65,7 +65,9 @@ def derive(source: Dataset, path: Path, *, hindsight: bool) -> None:
     streams = {"state": pusht.STATE, "action": pusht.ACTION, **({} if hindsight else {"img": pusht.IMAGE})}
     world = pusht.PushT()
     partial = path.with_suffix(".partial")
-    with DatasetWriter.create(partial, Schema(source.schema.rate_hz, streams), durable=False) as writer:
+    schema = Schema(source.schema.rate_hz, streams)
+    exact = {} if hindsight else {"img": "zstd-1"}
+    with DatasetWriter.create(partial, schema, compression=exact, durable=False) as writer:
         for episode in track(range(source.episodes), path.stem):
             rows = source.rows(episode)
             state, action = source.read("state", rows), source.read("action", rows)
