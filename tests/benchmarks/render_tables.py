@@ -49,8 +49,9 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "score_best": ("score, best", _score),
     "success_last5": ("success, mean of last 5", _percent),
     "success_interval": ("95 % interval", _percent_interval),
+    "success_best": ("success, best", _percent),
     "parameters": ("parameters", _millions),
-    "train_cpu_s": ("training, CPU", _minutes),
+    "train_cpu_s": ("train", _minutes),
     "ms_per_chunk_p50": ("ms per chunk, p50", _milliseconds),
     "ms_per_chunk_p99": ("p99", _milliseconds),
 }
