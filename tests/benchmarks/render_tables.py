@@ -49,10 +49,16 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "score_best": ("score, best", _score),
     "success_last5": ("success, mean of last 5", _percent),
     "success_interval": ("95 % interval", _percent_interval),
+    "success_best": ("success, best", _percent),
     "parameters": ("parameters", _millions),
-    "train_cpu_s": ("training, CPU", _minutes),
+    "train_cpu_s": ("train", _minutes),
     "ms_per_chunk_p50": ("ms per chunk, p50", _milliseconds),
     "ms_per_chunk_p99": ("p99", _milliseconds),
+    "steps_per_cpu_s": ("steps per CPU second", lambda value: f"{value:.3g}"),
+    "cpu_ms_per_step": ("CPU ms per step", lambda value: f"{value:.0f}"),
+    "flow_10_ms": ("chunk: flow-10, ms", _milliseconds),
+    "ddim_10_ms": ("ddim-10, ms", _milliseconds),
+    "ddpm_100_ms": ("ddpm-100, ms", lambda value: f"{value:.0f}"),
 }
 """Key of a row -> heading and how to write a value. Other keys stand under their own name, numbers to 4 digits."""
 
