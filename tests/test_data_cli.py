@@ -46,7 +46,7 @@ def test_info_for_people_names_every_stream(path: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["data", "info", "nowhere"], "no dataset at nowhere"),
-        (["data", "imfo", "nowhere"], "valid: info, validate, import"),
+        (["data", "imfo", "nowhere"], "valid: info, validate, import, export"),
         (["data", "import", "--format", "lerobotic", "a", "b"], "diffusion_policy"),
         (["data", "import", "a", "b"], "--format"),
         (["data", "import", "--format", "diffusion_policy", "nowhere", "b"], "no such file or folder: nowhere"),
