@@ -39,7 +39,7 @@ def episode(number: int) -> dict[str, np.ndarray]:
 
 
 def jpeg(frame: np.ndarray) -> bytes:
-    return imagecodecs.jpeg8_encode(frame, level=50)
+    return bytes(imagecodecs.jpeg8_encode(frame, level=50))
 
 
 def write(folder: Path, number: int, *, compress: bool) -> None:
@@ -120,7 +120,7 @@ def test_one_file_is_a_dataset_of_one_episode(source: Path, tmp_path: Path) -> N
     assert Dataset.open(tmp_path / "d").schema.rate_hz == 30
 
 
-def edit(change: Callable[[h5py.File], object], number: int = 10) -> Callable[[Path], None]:
+def edit(change: Callable[[Any], object], number: int = 10) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         with h5py.File(folder / f"episode_{number}.hdf5", "r+") as file:
             change(file)
@@ -129,7 +129,7 @@ def edit(change: Callable[[h5py.File], object], number: int = 10) -> Callable[[P
 
 
 def replace(name: str, values: Any, number: int = 10, **options: Any) -> Callable[[Path], None]:
-    def change(file: h5py.File) -> None:
+    def change(file: Any) -> None:
         del file[name]
         file.create_dataset(name, data=values, **options)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zarr
 from format_checks import assert_import_refused
+from zarr.storage import ZipStore
 
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
@@ -331,7 +332,7 @@ def test_an_exported_buffer_has_diffusion_policys_layout_and_comes_back_equal(
     target = tmp_path / "new" / name
     assert main(["data", "export", "--format", "diffusion_policy", str(dataset), str(target)]) == 0
     original = Dataset.open(dataset)
-    store = zarr.storage.ZipStore(target, mode="r") if name.endswith("zip") else target
+    store = ZipStore(target, mode="r") if name.endswith("zip") else target
     root = zarr.open_group(store, mode="r", zarr_format=2)
     ends: Any = root["meta/episode_ends"]
     assert (ends.dtype, ends[:].tolist()) == (np.int64, np.cumsum(LENGTHS).tolist())

@@ -103,10 +103,11 @@ def test_every_value_arrives_in_the_order_of_the_demos_numbers(
 def sequences(path: Path, mask: str | None = None) -> dict[str, dict[str, np.ndarray]]:
     """What robomimic's SequenceDataset takes from a file: the demos by number, num_samples, obs, actions, the rest."""
     found = {}
-    with h5py.File(path, "r", swmr=True, libver="latest") as file:
+    with h5py.File(path, "r", swmr=True, libver="latest") as opened:
+        file: Any = opened
         demos = [name.decode() for name in file[f"mask/{mask}"][:]] if mask else list(file["data"])
         for name in sorted(demos, key=lambda n: int(n[5:])):
-            group: Any = file[f"data/{name}"]
+            group = file[f"data/{name}"]
             steps = group.attrs["num_samples"]
             found[name] = {key: group[f"obs/{key}"][()] for key in group["obs"]}
             found[name] |= {key: group[key][()].astype("float32") for key in ("actions", "rewards", "dones")}
@@ -130,11 +131,12 @@ def test_an_imported_file_goes_out_with_its_environment_masks_and_values(source:
             elif key in ("actions", "rewards", "dones"):
                 np.testing.assert_array_equal(found[name][key], values.astype("float32"))
     assert list(sequences(target, "train")) == ["demo_0", "demo_2", "demo_3"]
-    with h5py.File(target) as file:
+    with h5py.File(target) as opened:
+        file: Any = opened
         assert json.loads(file["data"].attrs["env_args"]) == ENVIRONMENT
         assert file["data/demo_3/actions"].dtype == np.float64
         np.testing.assert_array_equal(file["data/demo_3/states"], demo(10)["states"])
-        image: Any = file["data/demo_0/obs/agentview_image"]
+        image = file["data/demo_0/obs/agentview_image"]
         assert (image.compression, image.chunks) == ("gzip", (1, 24, 32, 3))
 
     import_robomimic(target, tmp_path / "back")
@@ -178,7 +180,7 @@ def test_robosuites_own_file_without_observations_arrives(tmp_path: Path) -> Non
     assert dataset.metadata["source"]["attributes"] == {"env": "Lift", "env_info": "{}"}
 
 
-def edit(change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
+def edit(change: Callable[[Any], object]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         with h5py.File(path, "r+") as file:
             change(file)
@@ -187,7 +189,7 @@ def edit(change: Callable[[h5py.File], object]) -> Callable[[Path], None]:
 
 
 def replace(name: str, values: Any, **options: Any) -> Callable[[Path], None]:
-    def change(file: h5py.File) -> None:
+    def change(file: Any) -> None:
         if name in file:
             del file[name]
         file.create_dataset(name, data=values, **options)
@@ -196,19 +198,19 @@ def replace(name: str, values: Any, **options: Any) -> Callable[[Path], None]:
 
 
 def absurd(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Callable[[Path], None]:
-    def change(file: h5py.File) -> None:
+    def change(file: Any) -> None:
         del file["data/demo_1/obs/object"]
         file["data/demo_1/obs"].create_dataset("object", shape, "f8", chunks=chunks)
 
     return edit(change)
 
 
-def external_values(file: h5py.File) -> None:
+def external_values(file: Any) -> None:
     del file["data/demo_1/obs/object"]
     file["data/demo_1/obs"].create_dataset("object", (5, 10), "u1", external=[("/etc/passwd", 0, 50)])
 
 
-def virtual_values(file: h5py.File) -> None:
+def virtual_values(file: Any) -> None:
     del file["data/demo_1/obs/object"]
     layout = h5py.VirtualLayout((5, 10), "f8")
     layout[:] = h5py.VirtualSource("/tmp/other.hdf5", "x", (5, 10))
@@ -223,7 +225,7 @@ def scrambled(path: Path) -> None:
         raw.write(bytes(64))
 
 
-def with_nan(file: h5py.File) -> None:
+def with_nan(file: Any) -> None:
     file["data/demo_2/obs/object"][3, 1] = np.nan
 
 
