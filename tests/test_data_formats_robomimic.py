@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,17 @@ def test_an_existing_target_is_refused_and_kept(source: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="exists; choose another path"):
         export_robomimic(tmp_path / "d", tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_a_missing_h5py_names_the_extra_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_robomimic(source, tmp_path / "d")
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"h5py is not installed; .* `pip install 'robolearn\[formats\]'`"):
+        import_robomimic(source, tmp_path / "e")
+    with pytest.raises(UserError, match="h5py is not installed"):
+        export_robomimic(tmp_path / "d", tmp_path / "e")
 
 
 def test_a_full_disk_ends_an_export_and_an_import_and_leaves_nothing(

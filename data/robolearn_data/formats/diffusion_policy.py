@@ -115,7 +115,7 @@ def export_diffusion_policy(
 
     Args:
         images: "blosc" (lossless), "jpeg2k" or "jpegxl" (lossy, smaller, a chunk per frame; streams of kind image
-            that hold uint8, or whole numbers from 0 to 255 as floats, which then become uint8).
+            with 1, 3 or 4 channels that hold whole numbers from 0 to 255; they become uint8).
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -153,7 +153,7 @@ def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> None:
     import numcodecs
 
     stream = dataset.schema.streams[name]
-    if stream.kind == "image" and images != "blosc":
+    if stream.kind == "image" and stream.shape[-1] in (1, 3, 4) and images != "blosc":
         codec, level = _IMAGE_CODECS[images]
         compressor, dtype, rows = codec(level), "uint8", 1
     else:
