@@ -14,7 +14,8 @@ import zarr
 
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
-from robolearn_data.formats.diffusion_policy import ImportFormatError, import_diffusion_policy
+from robolearn_data.formats.diffusion_policy import import_diffusion_policy
+from robolearn_data.formats.transfer import ImportFormatError
 from robolearn_data.schema import SchemaError, UserError
 from robolearn_data.validate import validate
 from robolearn_data.windows import windows
@@ -74,7 +75,7 @@ def test_another_robots_buffer_arrives_with_inferred_kinds(source: Path, tmp_pat
     dataset = Dataset.open(tmp_path / "new" / "d")
     original = zarr.open_group(str(source), mode="r")
     kinds = {name: stream.kind for name, stream in dataset.schema.streams.items()}
-    assert kinds == {"action": "action", "camera_0": "image", "robot_eef_pose": "state", "timestamp": "state"}
+    assert kinds == {"action": "action", "camera_0": "image", "robot_eef_pose": "state", "timestamp": "info"}
     assert dataset.schema.rate_hz == 20
     for name in kinds:
         expected = np.asarray(original[f"data/{name}"])

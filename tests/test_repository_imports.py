@@ -29,8 +29,8 @@ MAY_IMPORT = {
 }
 """Package or part of one -> what it may import of the five packages besides itself."""
 
-THIRD_PARTY_OF_DATA = {"numpy", "zarr", "numcodecs", "google_crc32c", "pyarrow", "av", "simplejpeg", "imagecodecs"}
-"""numcodecs (the codecs of zarr v2) comes with zarr."""
+THIRD_PARTY_OF_DATA = {"numpy", "zarr", "numcodecs", "google_crc32c", "pyarrow", "av", "simplejpeg", "imagecodecs", "h5py"}
+"""numcodecs (the codecs of zarr v2) comes with zarr; h5py is the extra "formats"."""
 
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NEVER_CALLED = {"torch.load", "torch.save", "eval", "exec", "yaml.load", "yaml.full_load", "yaml.unsafe_load"}

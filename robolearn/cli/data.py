@@ -1,15 +1,19 @@
-"""`robolearn data`: look at, check and import datasets."""
+"""`robolearn data`: look at, check, import and export datasets."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
+
+from robolearn.cli.parse import UsageError
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,27 @@ class Import:
     """What to read."""
     target: tyro.conf.Positional[Path]
     """The folder to make; it appears when all is copied."""
-    format: Literal["diffusion_policy"]
-    """diffusion_policy: a zarr v2 ReplayBuffer (data/<key>, meta/episode_ends)."""
-    rate_hz: float = 10.0
-    """Control rate of the recording, which this format does not store."""
+    format: str
+    """diffusion_policy: a zarr v2 ReplayBuffer of diffusion_policy or UMI, a folder or .zarr.zip; robomimic: an HDF5
+    file of robomimic or robosuite; aloha: a folder of episode_<i>.hdf5."""
+    rate_hz: float | None = None
+    """Control rate of the recording. By default what the source says, or what is usual for its format."""
+    bgr: bool = False
+    """aloha: the images have blue first, as from the first ALOHA recorder; store them with red first."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a dataset in the format of another program."""
+
+    source: tyro.conf.Positional[Path]
+    """The dataset's folder."""
+    target: tyro.conf.Positional[Path]
+    """What to make; it appears when all is written."""
+    format: str
+    """diffusion_policy: a zarr v2 ReplayBuffer, zipped where the target ends in .zip; robomimic: an HDF5 file."""
+    images: str | None = None
+    """diffusion_policy: how images are compressed: blosc (lossless, the default), jpeg2k or jpegxl (lossy)."""
 
 
 def info(options: Info) -> int:
@@ -127,14 +148,40 @@ def recover(options: Recover) -> int:
 
 def import_(options: Import) -> int:
     """copy a dataset of another program into a new one"""
-    from robolearn_data.formats.diffusion_policy import import_diffusion_policy
+    from robolearn_data.dataset import Dataset
+    from robolearn_data.formats import IMPORTERS
 
+    given = {"rate_hz": options.rate_hz, "bgr": options.bgr or None}
     with _progress("importing", "steps") as report:
-        episodes, steps = import_diffusion_policy(
-            options.source, options.target, rate_hz=options.rate_hz, progress=report
-        )
+        run = _of_format(IMPORTERS, options.format, given)
+        episodes, steps = run(options.source, options.target, progress=report)
+    print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
+    for note in Dataset.open(options.target).metadata.get("source", {}).get("notes", []):
+        print(f"note: {note}")
+    return 0
+
+
+def export(options: Export) -> int:
+    """write a dataset in the format of another program"""
+    from robolearn_data.formats import EXPORTERS
+
+    with _progress("exporting", "steps") as report:
+        run = _of_format(EXPORTERS, options.format, {"images": options.images})
+        episodes, steps = run(options.source, options.target, progress=report)
     print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
     return 0
+
+
+def _of_format(
+    formats: Mapping[str, Callable[..., tuple[int, int]]], name: str, options: Mapping[str, Any]
+) -> Callable[..., tuple[int, int]]:
+    """The function of a format with the options that were given (are not None)."""
+    if name not in formats:
+        raise UsageError(f"unknown format {name!r}; valid: {', '.join(formats)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given.keys() - inspect.signature(formats[name]).parameters.keys():
+        raise UsageError(f"--{key.replace('_', '-')} has no meaning for --format {name}; leave it out")
+    return functools.partial(formats[name], **given)
 
 
 @contextmanager
@@ -163,4 +210,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "validate": (Validate, validate),
     "recover": (Recover, recover),
     "import": (Import, import_),
+    "export": (Export, export),
 }

@@ -1,20 +1,32 @@
-"""Import of the ReplayBuffer of Diffusion Policy (Chi et al., 2023): zarr v2, ``data/<key>`` (N, ...) arrays and
-``meta/episode_ends`` (E,), cumulative."""
+"""The ReplayBuffer of Diffusion Policy (Chi et al., 2023) and UMI (Chi et al., 2024): zarr v2, ``data/<key>`` (N, ...)
+arrays and ``meta/episode_ends`` (E,), cumulative. A folder, or a zip file of it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore, ZipStore
 
+from robolearn_data.dataset import Dataset
+from robolearn_data.formats import Progress, image_codecs
+from robolearn_data.formats.names import known_stream
+from robolearn_data.formats.transfer import (
+    ExportFormatError,
+    ImportFormatError,
+    SourceEpisode,
+    appearing,
+    check_size,
+    import_episodes,
+    one_line,
+)
 from robolearn_data.schema import Schema, SchemaError, Stream, UserError
-from robolearn_data.storage import DatasetError
-from robolearn_data.writer import DatasetWriter, sync_tree
 
 _PUSHT = {
     "action": Stream((2,), "float32", "action", names=("x", "y"), unit="px", frame="world"),
@@ -33,119 +45,268 @@ _PUSHT = {
 }
 """The streams of the PushT demonstrations, whose store itself says nothing about names and units."""
 
+_UMI_KEY = "robot0_eef_rot_axis_angle"
+_UMI_RATE_HZ = 59.94
+_NO_ACTION = (
+    "the source has no action array (UMI takes the poses that follow as actions); a policy needs a stream 'action'"
+)
 
-class ImportFormatError(UserError):
-    """The source is not what its format says, or is broken."""
+_CODECS = {
+    *("blosc", "zstd", "lz4", "zlib", "gzip", "bz2", "lzma"),
+    *("shuffle", "delta", "bitround", "fixedscaleoffset", "packbits"),
+    *(image_codecs.Jpeg2k.codec_id, image_codecs.JpegXl.codec_id),
+}
+"""Codecs that arrays may name. numcodecs knows more, among them one that unpickles, so runs code from the file."""
+
+_CHUNK_BYTES = 2e6
+_IMAGE_CODECS = {"jpeg2k": (image_codecs.Jpeg2k, 50), "jpegxl": (image_codecs.JpegXl, 99)}
+"""Choice -> codec and level, as diffusion_policy and UMI use them."""
 
 
 def import_diffusion_policy(
-    source: Path, target: Path, *, rate_hz: float = 10.0, progress: Callable[[int, int], None] | None = None
+    source: Path, target: Path, *, rate_hz: float | None = None, progress: Progress | None = None
 ) -> tuple[int, int]:
-    """Copy every episode of ``source`` to a new dataset ``target``, bit for bit and under the same names.
+    """Copy every episode of ``source`` to a new dataset ``target``, value for value and under the same names.
 
-    ``target`` appears when everything is copied. At most one episode is in memory.
+    A zip file is read in place. ``target`` appears when everything is copied. What the source lacks (a UMI buffer has
+    no action) is said in the dataset's metadata, ``source.notes``.
 
     Args:
-        rate_hz: control rate, which the source does not record.
+        rate_hz: control rate, which the source does not record; by default 10, and 59.94 where the arrays are UMI's.
         progress: called with (steps done, steps in all) after each episode.
 
     Returns:
         Episodes and steps.
 
     Raises:
-        ImportFormatError: arrays missing or of unequal length, ends that do not increase, an unknown compressor.
-        SchemaError: NaN or infinity, or an array that is not numeric.
+        ImportFormatError: arrays missing or of unequal length, ends that do not increase, a codec that is not
+            supported, NaN or infinity, an array that is not numeric, a damaged or hostile file.
         DatasetError: ``target`` exists.
     """
-    if target.exists():
-        raise DatasetError(f"{target} exists; choose another path")
-    arrays, ends = _open(source)
-    schema = Schema(rate_hz, _streams(arrays))
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.import")
-    metadata = {"source": {"format": "diffusion_policy", "name": source.name}}
-    small = dict.fromkeys(schema.of_kind("image"), "zstd-5")
-    try:
-        with DatasetWriter.create(unfinished, schema, metadata=metadata, compression=small, durable=False) as writer:
-            start = 0
-            for number, end in enumerate(ends.tolist()):
-                writer.extend({name: _read(source, name, array, start, end) for name, array in arrays.items()})
-                writer.save_episode({"source_episode": number})
-                start = end
+    with _opened(source) as (group, prefix):
+        arrays, ends = _arrays(source, group, prefix)
+        if rate_hz is None:
+            rate_hz = _UMI_RATE_HZ if _UMI_KEY in arrays else 10.0
+        schema = Schema(rate_hz, _streams(source, arrays))
+        origin: dict[str, Any] = {"format": "diffusion_policy", "name": source.name}
+        if "action" not in arrays:
+            origin["notes"] = [_NO_ACTION]
+        episodes = (
+            SourceEpisode(
+                f"{source}: episode {number}",
+                int(ends[number]) - start,
+                {"source_episode": number},
+                lambda a, b, start=start: {
+                    name: _read(source, name, array, start + a, start + b) for name, array in arrays.items()
+                },
+            )
+            for number, start in enumerate([0, *ends[:-1].tolist()])
+        )
+        return import_episodes(target, schema, {"source": origin}, episodes, total=int(ends[-1]), progress=progress)
+
+
+def export_diffusion_policy(
+    source: Path, target: Path, *, images: str = "blosc", progress: Progress | None = None
+) -> tuple[int, int]:
+    """Write the dataset ``source`` as a ReplayBuffer: a zarr v2 folder, or a zip file where ``target`` ends in ".zip".
+
+    Every stream becomes ``data/<stream>`` with chunks in time of about 2 MB and Blosc lz4, as diffusion_policy writes.
+    Rows of dropped frames hold their stand-ins; times and episode information have no place in this format.
+
+    Args:
+        images: "blosc" (lossless), "jpeg2k" or "jpegxl" (lossy, smaller, a chunk per frame; streams of kind image
+            with 1, 3 or 4 channels that hold whole numbers from 0 to 255; they become uint8).
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        Episodes and steps.
+
+    Raises:
+        DatasetError: ``source`` is not a dataset or damaged, or ``target`` exists.
+        ExportFormatError: no episodes, or an unknown choice for ``images``.
+        SchemaError: images that are not whole numbers from 0 to 255.
+    """
+    if images != "blosc" and images not in _IMAGE_CODECS:
+        raise ExportFormatError(f"images {images!r} is unknown; valid: blosc, {', '.join(_IMAGE_CODECS)}")
+    dataset = Dataset.open(source)
+    if not dataset.episodes:
+        raise ExportFormatError(f"{source} has no episodes; there is nothing to export")
+    with appearing(target) as unfinished:
+        store = ZipStore(unfinished, mode="w") if target.suffix == ".zip" else LocalStore(unfinished)
+        try:
+            root = zarr.create_group(store, zarr_format=2)
+            ends = root.create_group("meta").create_array(
+                "episode_ends", shape=(dataset.episodes,), dtype="int64", chunks=(dataset.episodes,), compressors=None
+            )
+            ends[:] = dataset.episode_ends
+            data = root.create_group("data")
+            for done, name in enumerate(dataset.schema.streams):
+                _write(dataset, name, data, images)
                 if progress:
-                    progress(end, int(ends[-1]))
-        sync_tree(unfinished)
-        if target.exists():
-            raise DatasetError(f"{target} appeared meanwhile; choose another path")
-        os.rename(unfinished, target)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return len(ends), int(ends[-1])
+                    progress((done + 1) * dataset.steps // len(dataset.schema.streams), dataset.steps)
+        finally:
+            store.close()
+    return dataset.episodes, dataset.steps
 
 
-def _open(source: Path) -> tuple[dict[str, zarr.Array], np.ndarray]:
+def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> None:
+    import numcodecs
+
+    stream = dataset.schema.streams[name]
+    if stream.kind == "image" and stream.shape[-1] in (1, 3, 4) and images != "blosc":
+        codec, level = _IMAGE_CODECS[images]
+        compressor, dtype, rows = codec(level), "uint8", 1
+    else:
+        row_bytes = stream.size * np.dtype(stream.dtype).itemsize
+        compressor, dtype = numcodecs.Blosc("lz4", clevel=5, shuffle=numcodecs.Blosc.NOSHUFFLE), stream.dtype
+        rows = min(math.ceil(_CHUNK_BYTES / row_bytes), dataset.steps)
+    array = data.create_array(
+        name,
+        shape=(dataset.steps, *stream.shape),
+        dtype=dtype,
+        chunks=(rows, *stream.shape),
+        compressors=compressor,  # pyright: ignore[reportArgumentType]
+        config={"write_empty_chunks": True},
+    )
+    # Whole chunks, so that each is compressed once, and none is written to a zip file twice.
+    piece = rows * max(int(32 * _CHUNK_BYTES) // (rows * stream.size * np.dtype(stream.dtype).itemsize), 1)
+    for start in range(0, dataset.steps, piece):
+        block = slice(start, min(start + piece, dataset.steps))
+        array[block] = dataset.read(name, block, dtype)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[tuple[zarr.Group, str]]:
+    """The ReplayBuffer's group, and its place within a zip file."""
     if not source.exists():
         raise ImportFormatError(f"no such file or folder: {source}; check the path")
+    image_codecs.register()
+    if zipfile.is_zipfile(source):
+        prefix = _place_in_zip(source)
+        store = ZipStore(source, mode="r")
+    else:
+        prefix = ""
+        store = LocalStore(source, read_only=True)
     try:
-        group = zarr.open_group(str(source), mode="r", zarr_format=2)
-    except (FileNotFoundError, NotADirectoryError, KeyError, ValueError) as error:
+        group = zarr.open_group(store, path=prefix, mode="r", zarr_format=2, use_consolidated=False)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ImportFormatError(
-            f"{source} is not a zarr v2 folder; --format diffusion_policy takes a ReplayBuffer folder (replay.zarr)"
+            f"{source} is not a zarr v2 folder or zip file; --format diffusion_policy takes a ReplayBuffer"
         ) from error
     try:
-        arrays = {name: _array(group, f"data/{name}") for name in sorted(_group(group, "data").array_keys())}
-        ends_array = _array(group, "meta/episode_ends")
+        yield group, prefix
+    finally:
+        store.close()
+
+
+def _place_in_zip(source: Path) -> str:
+    """The folder of the ReplayBuffer inside a zip file: "" where it is the file's root."""
+    marker = "meta/episode_ends/.zarray"
+    try:
+        with zipfile.ZipFile(source) as file:
+            members = file.infolist()
+    except zipfile.BadZipFile as error:
+        raise ImportFormatError(f"{source} is a damaged zip file: {one_line(error)}") from None
+    for member in members:
+        parts = Path(member.filename).parts
+        if member.filename.startswith(("/", "\\")) or ".." in parts or ":" in member.filename:
+            raise ImportFormatError(f"{source} names {member.filename!r}, outside of itself; it is hostile or damaged")
+        if member.flag_bits & 1:
+            raise ImportFormatError(f"{source} is encrypted; decrypt it first")
+        if member.file_size > 2**30:
+            raise ImportFormatError(
+                f"{source}: {member.filename} unpacks to {member.file_size:,} bytes; no chunk of a ReplayBuffer does"
+            )
+    found = [name.removesuffix(marker) for name in (m.filename for m in members) if name.endswith(marker)]
+    if len(set(found)) != 1:
+        raise ImportFormatError(f"{source} must hold one ReplayBuffer (meta/episode_ends), it holds {len(set(found))}")
+    return found[0].rstrip("/")
+
+
+def _arrays(source: Path, group: zarr.Group, prefix: str) -> tuple[dict[str, zarr.Array], np.ndarray]:
+    try:
+        names = sorted(_group(source, group, "data").array_keys())
+        arrays = {name: _array(source, group, f"data/{name}") for name in names}
+        ends_array = _array(source, group, "meta/episode_ends")
+        if math.prod(ends_array.shape) > 2**26:
+            raise ImportFormatError(f"{source}: meta/episode_ends has shape {ends_array.shape}; it is damaged")
         ends = np.asarray(ends_array[:])
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, OSError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError | PermissionError):
             raise
-        raise ImportFormatError(f"{source} cannot be read: {_line(error)}") from error
+        raise ImportFormatError(f"{source} cannot be read: {one_line(error)}") from error
     if not arrays:
         raise ImportFormatError(f"{source} has no arrays under data/")
     if ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends) or np.any(np.diff(ends, prepend=0) <= 0):
         raise ImportFormatError(f"meta/episode_ends of {source} must be whole numbers that increase from above 0")
+    stored = _stored_bytes(source, prefix)
     for name, array in arrays.items():
         if array.shape[:1] != (ends[-1],):
             raise ImportFormatError(
                 f"data/{name} of {source} has shape {array.shape}, but episode_ends needs {ends[-1]} rows; repair it"
             )
+        place = f"{source}: data/{name}"
+        check_size(place, array.shape, array.dtype, stored.get(name, 0))
+        check_size(f"{place}, a chunk of which", (1, *array.chunks), array.dtype, 0)
     return arrays, ends.astype(np.int64)
 
 
-def _group(root: zarr.Group, name: str) -> zarr.Group:
+def _stored_bytes(source: Path, prefix: str) -> dict[str, int]:
+    """Array -> bytes of its chunks in the file or folder."""
+    if source.is_dir():
+        folders = [folder for folder in (source / "data").iterdir() if folder.is_dir()]
+        return {f.name: sum(file.stat().st_size for file in f.rglob("*") if file.is_file()) for f in folders}
+    stored: dict[str, int] = {}
+    place = f"{prefix}/data/".lstrip("/")
+    with zipfile.ZipFile(source) as file:
+        for member in file.infolist():
+            if member.filename.startswith(place):
+                name = member.filename.removeprefix(place).partition("/")[0]
+                stored[name] = stored.get(name, 0) + member.compress_size
+    return stored
+
+
+def _group(source: Path, root: zarr.Group, name: str) -> zarr.Group:
     found = root.get(name)
     if not isinstance(found, zarr.Group):
-        raise ImportFormatError(f"{root.store_path} has no group {name}; it is not a ReplayBuffer")
+        raise ImportFormatError(f"{source} has no group {name}; it is not a ReplayBuffer")
     return found
 
 
-def _array(root: zarr.Group, name: str) -> zarr.Array:
+def _array(source: Path, root: zarr.Group, name: str) -> zarr.Array:
     found = root.get(name)
     if not isinstance(found, zarr.Array):
-        raise ImportFormatError(f"{root.store_path} has no array {name}; it is not a ReplayBuffer")
+        raise ImportFormatError(f"{source} has no array {name}; it is not a ReplayBuffer")
+    compressor, filters = found.metadata.compressor, found.metadata.filters or ()  # pyright: ignore[reportAttributeAccessIssue]
+    for codec in (*filters, *([compressor] if compressor else [])):
+        if codec.codec_id not in _CODECS:
+            raise ImportFormatError(
+                f"{source}: {name} uses codec {codec.codec_id!r}; supported: {', '.join(sorted(_CODECS))}"
+            )
+        if isinstance(codec, image_codecs.ImageCodec):
+            if found.chunks[0] != 1 or found.ndim != 4 or found.dtype != np.uint8:
+                raise ImportFormatError(f"{source}: {name} has codec {codec.codec_id!r} but not one image a chunk")
+            codec.shape = image_codecs.image_shape(found.chunks)
     return found
 
 
-def _streams(arrays: dict[str, zarr.Array]) -> dict[str, Stream]:
+def _streams(source: Path, arrays: dict[str, zarr.Array]) -> dict[str, Stream]:
     found = {name: (array.shape[1:], str(array.dtype.newbyteorder("="))) for name, array in arrays.items()}
     if found == {name: (stream.shape, stream.dtype) for name, stream in _PUSHT.items()}:
         return dict(_PUSHT)
-    return {name: _stream(name, shape, dtype) for name, (shape, dtype) in found.items()}
+    streams = {}
+    for name, (shape, dtype) in found.items():
+        try:
+            streams[name] = known_stream(name, shape, dtype)
+        except SchemaError as error:
+            raise ImportFormatError(f"{source}: data/{name}: {error}") from None
+    return streams
 
 
-def _stream(name: str, shape: tuple[int, ...], dtype: str) -> Stream:
-    kind = "action" if name == "action" else "image" if len(shape) == 3 and shape[-1] in (1, 3, 4) else "state"
+def _read(source: Path, name: str, array: zarr.Array, start: int, end: int) -> np.ndarray:
     try:
-        return Stream(shape, dtype, kind)
-    except SchemaError as error:
-        raise ImportFormatError(f"data/{name}: {error}") from None
-
-
-def _read(source: Path, name: str, array: zarr.Array, start: int, end: int) -> Any:
-    try:
-        return array[start:end]
-    except (ValueError, RuntimeError) as error:
-        raise ImportFormatError(f"{source}: data/{name} cannot be decoded near row {start}: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+        return np.asarray(array[start:end])
+    except (ValueError, RuntimeError, MemoryError, EOFError, zipfile.BadZipFile) as error:
+        raise ImportFormatError(
+            f"{source}: data/{name} cannot be decoded near row {start}: {one_line(error)}"
+        ) from error

@@ -1,0 +1,139 @@
+"""What importers and exporters share: a target that appears whole, and the loop that copies episodes into it."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robolearn_data.formats import Progress
+from robolearn_data.schema import Schema, SchemaError, UserError
+from robolearn_data.storage import DatasetError, sync_folder
+from robolearn_data.writer import DatasetWriter, sync_tree
+
+_PIECE_BYTES = 64 * 2**20
+_ROW_BYTES = 256 * 2**20
+_SMALL_BYTES = 2**30
+_EXPANSION = 2000
+
+
+class ImportFormatError(UserError):
+    """The source is not what its format says, or is broken."""
+
+
+class ExportFormatError(UserError):
+    """The dataset holds what the wanted format cannot."""
+
+
+@dataclass(frozen=True)
+class SourceEpisode:
+    """One episode of a foreign dataset, read piece by piece."""
+
+    place: str
+    """File and episode, for messages."""
+    steps: int
+    info: Mapping[str, Any]
+    read: Callable[[int, int], dict[str, np.ndarray]]
+    """Rows [start, stop) of the episode, every stream as (stop - start, ...)."""
+
+
+def import_episodes(
+    target: Path,
+    schema: Schema,
+    metadata: Mapping[str, Any],
+    episodes: Iterable[SourceEpisode],
+    *,
+    total: int,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """Make the dataset ``target`` of ``episodes``; it appears when everything is copied. Returns episodes and steps.
+
+    Raises:
+        ImportFormatError: NaN, infinity or a wrong shape; the message names the place.
+        DatasetError: ``target`` exists.
+    """
+    row_bytes = sum(stream.size * np.dtype(stream.dtype).itemsize for stream in schema.streams.values())
+    piece = max(_PIECE_BYTES // row_bytes, 1)
+    small = dict.fromkeys(schema.of_kind("image"), "zstd-5")
+    with (
+        appearing(target) as unfinished,
+        DatasetWriter.create(unfinished, schema, metadata=metadata, compression=small, durable=False) as writer,
+    ):
+        for episode in episodes:
+            for start in range(0, episode.steps, piece):
+                rows = episode.read(start, min(start + piece, episode.steps))
+                try:
+                    writer.extend(rows)
+                except SchemaError as error:
+                    raise ImportFormatError(f"{episode.place}: {error}") from None
+            writer.save_episode(episode.info)
+            if progress:
+                progress(writer.steps, total)
+    return writer.episodes, writer.steps
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` for a file or folder that becomes ``target`` at the end, and is removed on any error.
+
+    Raises:
+        DatasetError: ``target`` exists.
+    """
+    if os.path.lexists(target):
+        raise DatasetError(f"{target} exists; choose another path")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield unfinished
+        if unfinished.is_dir():
+            sync_tree(unfinished)
+        else:
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+        if os.path.lexists(target):
+            raise DatasetError(f"{target} appeared meanwhile; choose another path")
+        os.rename(unfinished, target)
+        sync_folder(target.parent)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def check_size(place: str, shape: tuple[int, ...], dtype: np.dtype, stored_bytes: int) -> None:
+    """Refuse an array that declares absurdly more than its file holds (a decompression bomb, a corrupt header).
+
+    Raises:
+        ImportFormatError: a row above 256 MiB, or 2,000 times the stored size when that is above 1 GiB.
+    """
+    row = math.prod(shape[1:]) * dtype.itemsize
+    whole = math.prod(shape) * dtype.itemsize
+    if row > _ROW_BYTES:
+        raise ImportFormatError(f"{place} has shape {shape}: {row / 1e6:,.0f} MB in one step; its header is damaged")
+    if whole > _SMALL_BYTES and whole > _EXPANSION * stored_bytes:
+        raise ImportFormatError(
+            f"{place} has shape {shape}, {whole / 1e9:,.0f} GB, of {stored_bytes:,} bytes in the file; it is damaged"
+        )
+
+
+def stream_name(key: str) -> str:
+    """The name of a foreign array with what a stream name may not hold replaced by "_"."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", key)
+
+
+def missing(module: str) -> UserError:
+    """The error for an optional module that is not installed."""
+    return UserError(f"{module} is not installed; this format needs `pip install 'robolearn[formats]'`")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
