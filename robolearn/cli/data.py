@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import tyro
 
+from robolearn.cli import data_edit, data_look
+
 
 @dataclass(frozen=True)
 class Info:
@@ -163,4 +165,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "validate": (Validate, validate),
     "recover": (Recover, recover),
     "import": (Import, import_),
+    **data_edit.COMMANDS,
+    **data_look.COMMANDS,
 }
