@@ -77,7 +77,7 @@ def inspect(dataset: Dataset, *, progress: Progress | None = None) -> list[Findi
         done += dataset.steps
         if progress:
             progress(done, total)
-    return found + _duplicates(dataset, digests)
+    return [*found, *_duplicates(dataset, digests)]
 
 
 def _short_episodes(dataset: Dataset) -> Iterator[Finding]:
@@ -192,7 +192,7 @@ def _jumps(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> I
         start = dataset.rows(episode).start
         label = component_name(name, stream, np.unravel_index(component, stream.shape or (1,)) if stream.shape else ())
         size = step[np.array(rows) - 1, component].max()
-        what = f"{label} jumps by {size:.3g} in one step, 99.9 % of its steps are below {usual[component]:.3g}"
+        what = f"{label} jumps by {size:.3g} in one step, nearly all of its steps are below {usual[component]:.3g}"
         span = (rows[0] - start, rows[-1] - start)
         yield Finding("jump", name, episode, span, what, "look at it with `robolearn data plot`; delete it if not real")
 

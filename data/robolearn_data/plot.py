@@ -58,7 +58,12 @@ def episode_page(dataset: Dataset, episode: int) -> str:
             labels = [
                 component_name(name, stream, index).removeprefix(f"{name}.") for index in np.ndindex(stream.shape)
             ]
-            parts.append(_curves(time_s, values, labels, holes))
+            last = stream.shape[-1] if stream.shape else 1
+            units = stream.unit.split(",")
+            units = units if len(units) == last else [stream.unit] * last
+            for unit in dict.fromkeys(units):  # metres and radians share no axis
+                chosen = [c for c in range(values.shape[1]) if units[c % last] == unit]
+                parts.append(_curves(time_s, values[:, chosen], [labels[c] for c in chosen], holes))
     parts += _latencies(dataset, rows, time_s)
     page = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
@@ -146,7 +151,7 @@ def _curves(
         )
         colour = COLOURS[c % len(COLOURS)]
         shapes.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.3"/>')
-    key = "".join(
+    key = " ".join(
         f'<span class="key" style="color:{COLOURS[c % len(COLOURS)]}">&#9632; {html.escape(label)}</span>'
         for c, label in enumerate(labels)
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
-from robolearn.cli import data_edit, data_look
+from robolearn.cli import data_edit, data_look, data_replay
 
 
 @dataclass(frozen=True)
@@ -167,4 +167,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "import": (Import, import_),
     **data_edit.COMMANDS,
     **data_look.COMMANDS,
+    **data_replay.COMMANDS,
 }
