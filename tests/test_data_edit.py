@@ -93,7 +93,7 @@ def path(tmp_path: Path) -> Path:
     return make(tmp_path / "d")
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_split_then_merge_is_the_original_up_to_order(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     folder = tmp_path_factory.mktemp("split")
@@ -234,6 +234,7 @@ def die_at(nth: int, change: Callable[..., Any], *arguments: Any) -> None:
     change(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["delete", "relabel"])
 def test_a_kill_at_any_file_leaves_the_old_dataset_or_the_new_one(tmp_path: Path, path: Path, change: str) -> None:
     function, arguments = (delete, ([1],)) if change == "delete" else (relabel, ([0, 1], {"success": None}))
@@ -256,7 +257,7 @@ def test_a_kill_at_any_file_leaves_the_old_dataset_or_the_new_one(tmp_path: Path
         assert process.exitcode == -signal.SIGKILL
         function(target, *arguments)  # what the killed one left is in nobody's way
         shutil.rmtree(tmp_path / "run")
-        nth += 1 + nth // 4
+        nth += 1 + nth // 2
     assert len(outcomes) > 8
     assert outcomes == sorted(outcomes)
 
