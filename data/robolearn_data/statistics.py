@@ -84,13 +84,17 @@ def degenerate_components(
     """Names of the components that do not vary, "stream.component" or "stream[i]" where they have no names."""
     found = []
     for name, value in values.items():
-        names = schema_streams[name].names
-        for index in np.argwhere(value.degenerate(tolerance)):
-            at = [str(i) for i in index]
-            if names:
-                at[-1] = names[int(index[-1])]
-            found.append(f"{name}.{at[-1]}" if names and len(at) == 1 else f"{name}[{', '.join(at)}]" if at else name)
+        indices = np.argwhere(value.degenerate(tolerance)).tolist()
+        found += [component_name(name, schema_streams[name], index) for index in indices]
     return found
+
+
+def component_name(name: str, stream: Stream, index: Sequence[int]) -> str:
+    """How a person is told of one component: "state.x", "keypoint[3, y]", "joints[2]"."""
+    at = [str(i) for i in index]
+    if stream.names and at:
+        at[-1] = stream.names[index[-1]]
+    return f"{name}.{at[-1]}" if stream.names and len(at) == 1 else f"{name}[{', '.join(at)}]" if at else name
 
 
 def statistics_to_json(values: Mapping[str, StreamStatistics]) -> dict[str, Any]:

@@ -1,19 +1,16 @@
-"""`robolearn data`: look at, check, import and export datasets."""
+"""`robolearn data`: everything one does to datasets besides recording them and learning from them."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from robolearn.cli.parse import UsageError
+from robolearn.cli import data_edit, data_look, data_replay, data_transfer
 
 
 @dataclass(frozen=True)
@@ -27,14 +24,6 @@ class Info:
 
 
 @dataclass(frozen=True)
-class Validate:
-    """Read a whole dataset and list every fault. Exit code 0 when it is whole, 1 when it is not."""
-
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
-
-
-@dataclass(frozen=True)
 class Recover:
     """Save the episodes that a killed recording left unfinished, marked "recovered".
 
@@ -45,37 +34,6 @@ class Recover:
     """The dataset's folder."""
     dry_run: bool = False
     """Only say what would be saved."""
-
-
-@dataclass(frozen=True)
-class Import:
-    """Copy a dataset of another program into a new one, bit for bit."""
-
-    source: tyro.conf.Positional[Path]
-    """What to read."""
-    target: tyro.conf.Positional[Path]
-    """The folder to make; it appears when all is copied."""
-    format: str
-    """diffusion_policy: a zarr v2 ReplayBuffer of diffusion_policy or UMI, a folder or .zarr.zip; robomimic: an HDF5
-    file of robomimic or robosuite; aloha: a folder of episode_<i>.hdf5."""
-    rate_hz: float | None = None
-    """Control rate of the recording. By default what the source says, or what is usual for its format."""
-    bgr: bool = False
-    """aloha: the images have blue first, as from the first ALOHA recorder; store them with red first."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write a dataset in the format of another program."""
-
-    source: tyro.conf.Positional[Path]
-    """The dataset's folder."""
-    target: tyro.conf.Positional[Path]
-    """What to make; it appears when all is written."""
-    format: str
-    """diffusion_policy: a zarr v2 ReplayBuffer, zipped where the target ends in .zip; robomimic: an HDF5 file."""
-    images: str | None = None
-    """diffusion_policy: how images are compressed: blosc (lossless, the default), jpeg2k or jpegxl (lossy)."""
 
 
 def info(options: Info) -> int:
@@ -120,18 +78,6 @@ def info(options: Info) -> int:
     return 0
 
 
-def validate(options: Validate) -> int:
-    """check a dataset for faults; exit code 1 when there are any"""
-    from robolearn_data.validate import validate as find_faults
-
-    with _progress("checking", "rows") as report:
-        faults = find_faults(options.path, progress=report)
-    for fault in faults:
-        print(fault)
-    print(f"{options.path}: {f'{len(faults)} faults' if faults else 'whole'}")
-    return 1 if faults else 0
-
-
 def recover(options: Recover) -> int:
     """save the episodes that a killed recording left unfinished"""
     from robolearn_data.recover import recover as save_unfinished
@@ -146,57 +92,6 @@ def recover(options: Recover) -> int:
     return found.exit_code
 
 
-def import_(options: Import) -> int:
-    """copy a dataset of another program into a new one"""
-    from robolearn_data.dataset import Dataset
-    from robolearn_data.formats import IMPORTERS
-
-    given = {"rate_hz": options.rate_hz, "bgr": options.bgr or None}
-    with _progress("importing", "steps") as report:
-        run = _of_format(IMPORTERS, options.format, given)
-        episodes, steps = run(options.source, options.target, progress=report)
-    print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
-    for note in Dataset.open(options.target).metadata.get("source", {}).get("notes", []):
-        print(f"note: {note}")
-    return 0
-
-
-def export(options: Export) -> int:
-    """write a dataset in the format of another program"""
-    from robolearn_data.formats import EXPORTERS
-
-    with _progress("exporting", "steps") as report:
-        run = _of_format(EXPORTERS, options.format, {"images": options.images})
-        episodes, steps = run(options.source, options.target, progress=report)
-    print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
-    return 0
-
-
-def _of_format(
-    formats: Mapping[str, Callable[..., tuple[int, int]]], name: str, options: Mapping[str, Any]
-) -> Callable[..., tuple[int, int]]:
-    """The function of a format with the options that were given (are not None)."""
-    if name not in formats:
-        raise UsageError(f"unknown format {name!r}; valid: {', '.join(formats)}")
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given.keys() - inspect.signature(formats[name]).parameters.keys():
-        raise UsageError(f"--{key.replace('_', '-')} has no meaning for --format {name}; leave it out")
-    return functools.partial(formats[name], **given)
-
-
-@contextmanager
-def _progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error where that is a terminal, driven by calls with (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 def _size(count: float) -> str:
     for unit in ("B", "KB", "MB"):
         if count < 1000:
@@ -207,8 +102,9 @@ def _size(count: float) -> str:
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "info": (Info, info),
-    "validate": (Validate, validate),
     "recover": (Recover, recover),
-    "import": (Import, import_),
-    "export": (Export, export),
+    **data_look.COMMANDS,
+    **data_edit.COMMANDS,
+    **data_transfer.COMMANDS,
+    **data_replay.COMMANDS,
 }

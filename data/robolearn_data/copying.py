@@ -1,0 +1,159 @@
+"""Copying episodes from one dataset to another: values, times, holes and infos stay what they were."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robolearn_data import journal, storage
+from robolearn_data.dataset import Dataset
+from robolearn_data.schema import Schema, SchemaError
+from robolearn_data.storage import DatasetError
+from robolearn_data.writer import DatasetWriter, sync_tree
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what is to do."""
+
+_PIECE_BYTES = 32 * 2**20
+CLOCK_KEYS = ("uuid", "wall_time_ns", "wall_offset_ns")
+"""Entries of an episode's info that say which one it is and when it was; copies keep them."""
+
+
+class EpisodeCopier:
+    """Reads episodes of ``source`` in pieces of bounded size. Times and masks, 8 bytes a step, are read once."""
+
+    def __init__(self, source: Dataset) -> None:
+        self.source = source
+        streams = source.schema.streams
+        self._aligned = {name: stream for name, stream in streams.items() if not stream.is_native}
+        self._ticks = source.times()
+        self._captured = {n: t for n in self._aligned if (t := source.times(n)) is not None}
+        self._received = {n: t for n in self._aligned if (t := source.received(n)) is not None}
+        self._valid = {n: v for n in self._aligned if not (v := source.valid(n)).all()}
+
+    def copy(self, episode: int, writer: DatasetWriter, info: Mapping[str, Any] | None = None) -> None:
+        """Append one episode to ``writer``, whose schema has the same streams and may have other dtypes.
+
+        Args:
+            info: in place of the episode's own.
+
+        Raises:
+            SchemaError: a value that the new dtype cannot hold exactly.
+        """
+        for name in self.source.schema.streams.keys() - self._aligned.keys():
+            self._copy_samples(name, episode, writer)
+        for rows in self._pieces(self.source.rows(episode)):
+            writer.extend(
+                {name: self._convert(name, rows, episode, writer.schema) for name in self._aligned},
+                capture_ns={name: times[rows] for name, times in self._captured.items()},
+                received_ns={name: times[rows] for name, times in self._received.items()},
+                time_ns=self._ticks[rows] if self._ticks is not None and self._ticks[rows.start] else None,
+                valid={name: mask[rows] for name, mask in self._valid.items() if not mask[rows].all()},
+            )
+        writer.save_episode(self.source.episode_info(episode) if info is None else info)
+
+    def _pieces(self, rows: slice) -> Iterator[slice]:
+        """Cuts where a piece would be large, and where the time of the control steps begins or ends to be known."""
+        row = sum(stream.size * np.dtype(stream.dtype).itemsize for stream in self._aligned.values())
+        cuts = {*range(rows.start, rows.stop, max(_PIECE_BYTES // row, 1)), rows.stop}
+        if self._ticks is not None:
+            known = self._ticks[rows] != 0
+            cuts.update((rows.start + 1 + np.flatnonzero(known[1:] != known[:-1])).tolist())
+        edges = sorted(cuts)
+        yield from map(slice, edges[:-1], edges[1:])
+
+    def _convert(self, name: str, rows: slice, episode: int, schema: Schema) -> np.ndarray:
+        values = self.source.read(name, rows)
+        dtype = np.dtype(schema.stream(name).dtype)
+        if values.dtype == dtype:
+            return values
+        with np.errstate(invalid="ignore", over="ignore"):
+            converted = values.astype(dtype)
+            back = converted.astype(values.dtype)
+        wrong = (back != values).reshape(len(values), -1).any(1)
+        if wrong.any():
+            at = rows.start + int(np.argmax(wrong)) - self.source.rows(episode).start
+            raise SchemaError(
+                f"stream {name!r} of {values.dtype} cannot become {dtype}: values would change, first in episode "
+                f"{episode} at step {at}; choose a dtype that holds them"
+            )
+        return converted
+
+    def _copy_samples(self, name: str, episode: int, writer: DatasetWriter) -> None:
+        samples = self.source.samples(name, episode)
+        stream = self.source.schema.stream(name)
+        if writer.schema.stream(name).dtype != stream.dtype:
+            raise SchemaError(f"stream {name!r} has a rate of its own; its dtype cannot be converted")
+        array = self.source.array(name)
+        piece = max(_PIECE_BYTES // (stream.size * np.dtype(stream.dtype).itemsize), 1)
+        for start in range(0, len(samples.time), piece):
+            part = slice(start, min(start + piece, len(samples.time)))
+            values = np.asarray(array[samples.rows.start + part.start : samples.rows.start + part.stop])
+            writer.add_samples(name, values, samples.time[part], samples.received[part])
+
+
+@contextmanager
+def new_dataset(
+    target: Path, schema: Schema, metadata: Mapping[str, Any], compression: Mapping[str, str]
+) -> Iterator[DatasetWriter]:
+    """A writer whose dataset appears at ``target`` when the body is through, and leaves nothing behind otherwise.
+
+    Raises:
+        DatasetError: ``target`` exists.
+    """
+    if target.exists() or target.is_symlink():
+        raise DatasetError(f"{target} exists; choose another path")
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}.copy")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with DatasetWriter.create(
+            unfinished, schema, metadata=metadata, compression=compression, durable=False, buffer_bytes=2 * _PIECE_BYTES
+        ) as writer:
+            yield writer
+        sync_tree(unfinished)
+        if target.exists():
+            raise DatasetError(f"{target} appeared meanwhile; choose another path")
+        os.rename(unfinished, target)
+        storage.sync_folder(target.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def compression_of(dataset: Dataset) -> dict[str, str]:
+    """Stream -> name of its compression. Those without a name here are left out: copies take the lossless default."""
+    found = {}
+    for name in dataset.schema.streams:
+        for codec in dataset.array(name).compressors:
+            values = codec.to_dict().get("configuration") if hasattr(codec, "to_dict") else None  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(values, Mapping) and values.get("cname") == "zstd" and values.get("clevel") in (1, 5):
+                found[name] = f"zstd-{values['clevel']}"
+    return found
+
+
+@contextmanager
+def no_writer(path: Path) -> Iterator[None]:
+    """Keeps writers away from the dataset at ``path``, as they keep each other away.
+
+    Raises:
+        DatasetError: not a dataset, a process is writing to it, or it holds an unfinished episode.
+    """
+    storage.read_attributes(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(f"a process is writing to {path}; wait for it") from None
+        left = path / journal.NAME
+        if journal.unfinished(path) or (left.exists() and any(True for _ in journal.read(left))):
+            raise DatasetError(f"{path} holds an unfinished episode; first `robolearn data recover {path}`")
+        yield
+    finally:
+        os.close(descriptor)
