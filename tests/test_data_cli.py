@@ -46,9 +46,15 @@ def test_info_for_people_names_every_stream(path: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["data", "info", "nowhere"], "no dataset at nowhere"),
-        (["data", "imfo", "nowhere"], "valid: info, validate, import"),
+        (["data", "imfo", "nowhere"], "valid: info, validate, import, export"),
         (["data", "import", "--format", "lerobotic", "a", "b"], "diffusion_policy"),
         (["data", "import", "a", "b"], "--format"),
+        (
+            ["data", "import", "--format", "lerobot", "--rate-hz", "5", "a", "b"],
+            "--rate-hz is not an option of",
+        ),
+        (["data", "import", "--format", "diffusion_policy", "--keep-good", "a", "b"], "--keep-good is not an option"),
+        (["data", "export", "--format", "lerobot_v30", "nowhere", "b"], "no dataset at nowhere"),
         (["data", "import", "--format", "diffusion_policy", "nowhere", "b"], "no such file or folder: nowhere"),
         (["data", "info", "nowhere", "--jsn"], "--jsn"),
     ],

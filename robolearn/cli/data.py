@@ -1,4 +1,4 @@
-"""`robolearn data`: look at, check and import datasets."""
+"""`robolearn data`: look at, check, import and export datasets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+
+from robolearn.cli.parse import UsageError
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,27 @@ class Import:
     """What to read."""
     target: tyro.conf.Positional[Path]
     """The folder to make; it appears when all is copied."""
-    format: Literal["diffusion_policy"]
-    """diffusion_policy: a zarr v2 ReplayBuffer (data/<key>, meta/episode_ends)."""
-    rate_hz: float = 10.0
-    """Control rate of the recording, which this format does not store."""
+    format: Literal["diffusion_policy", "lerobot", "lerobot_v21", "lerobot_v30"]
+    """diffusion_policy: a zarr v2 ReplayBuffer (data/<key>, meta/episode_ends).
+    lerobot: the folder of a LeRobot dataset (meta/info.json), version 2.1 or 3.0; lerobot_v21 or _v30: one alone."""
+    rate_hz: float | None = None
+    """Control rate of the recording, for formats that do not store it (diffusion_policy: 10 where not given)."""
+    keep_good: bool = False
+    """Leave broken episodes out, and say which, where otherwise the first one is an error (lerobot)."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a dataset in the format of another program."""
+
+    source: tyro.conf.Positional[Path]
+    """The dataset's folder."""
+    target: tyro.conf.Positional[Path]
+    """What to make; it appears when all is written."""
+    format: Literal["lerobot_v21", "lerobot_v30"]
+    """lerobot_v30: for LeRobot 0.4 to 0.6. lerobot_v21: for LeRobot 0.3 and others that read version 2.1."""
+    images: str | None = None
+    """How pictures are stored. lerobot: h264 (the default) or av1 video, or png, which loses nothing."""
 
 
 def info(options: Info) -> int:
@@ -100,14 +120,39 @@ def validate(options: Validate) -> int:
 
 def import_(options: Import) -> int:
     """copy a dataset of another program into a new one"""
-    from robolearn_data.formats.diffusion_policy import import_diffusion_policy
+    from robolearn_data.formats import IMPORTERS
 
+    left_out: list[str] = []
+    copy = IMPORTERS[options.format]
+    on_broken = left_out.append if options.keep_good else None
+    extra = _given(copy, options.format, rate_hz=options.rate_hz, on_broken=on_broken)
     with _progress("importing", "steps") as report:
-        episodes, steps = import_diffusion_policy(
-            options.source, options.target, rate_hz=options.rate_hz, progress=report
-        )
+        episodes, steps = copy(options.source, options.target, progress=report, **extra)
+    for line in left_out:
+        print(line)
     print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
     return 0
+
+
+def export(options: Export) -> int:
+    """write a dataset in the format of another program"""
+    from robolearn_data.formats import EXPORTERS
+
+    copy = EXPORTERS[options.format]
+    extra = _given(copy, options.format, images=options.images)
+    with _progress("exporting", "steps") as report:
+        episodes, steps = copy(options.source, options.target, progress=report, **extra)
+    print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
+    return 0
+
+
+def _given(copy: Callable[..., Any], format: str, **options: Any) -> dict[str, Any]:
+    """The options that were given; UsageError for one that this format does not have."""
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given.keys() - signature(copy).parameters.keys():
+        word = {"on_broken": "keep-good"}.get(name, name.replace("_", "-"))
+        raise UsageError(f"--{word} is not an option of --format {format}; leave it out")
+    return given
 
 
 @contextmanager
@@ -135,4 +180,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "info": (Info, info),
     "validate": (Validate, validate),
     "import": (Import, import_),
+    "export": (Export, export),
 }

@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "train a policy from a dataset",
     "eval": "run a checkpoint in simulation and count successes",
     "deploy": "run a checkpoint against a world in real time",
-    "data": "look at, check and import datasets",
+    "data": "look at, check, import and export datasets",
     "demo": "collect, train, evaluate and deploy in one go",
 }
 """Command -> one line of help. Each is the module robolearn.cli.<command> with ``COMMANDS``: name -> (options, run)."""

@@ -1,7 +1,7 @@
 """Datasets of other programs, read and written without importing those programs.
 
-To add a format: one module with ``import_x(source, target, *, progress=None, ...) -> (episodes, steps)`` and, where it is
-written too, ``export_x`` of the same form; one function here that imports it when it is called; one entry below.
+To add a format: one module with ``import_x(source, target, *, progress=None, ...) -> (episodes, steps)`` and, where it
+is written too, ``export_x`` of the same form; one function here that imports it when it is called; one entry below.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from robolearn_data.formats.transfer import ImportFormatError
 from robolearn_data.schema import Schema, SchemaError, Stream, UserError
 from robolearn_data.storage import DatasetError
 from robolearn_data.writer import DatasetWriter, sync_tree
@@ -32,10 +33,6 @@ _PUSHT = {
     ),
 }
 """The streams of the PushT demonstrations, whose store itself says nothing about names and units."""
-
-
-class ImportFormatError(UserError):
-    """The source is not what its format says, or is broken."""
 
 
 def import_diffusion_policy(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,9 +102,13 @@ def read_tasks(info: layout.Info) -> dict[int, str]:
             {"task": row.get("task", row.get("__index_level_0__")), "task_index": row.get("task_index")}
             for row in _table(info, name)
         ]
-    if any(not isinstance(row.get("task"), str) for row in rows):
-        raise ImportFormatError(f"{info.root / name} has a task without text")
-    return {_whole(row, "task_index", name): row["task"] for row in rows}
+    tasks: dict[int, str] = {}
+    for row in rows:
+        text = row.get("task")
+        if not isinstance(text, str):
+            raise ImportFormatError(f"{info.root / name} has a task without text")
+        tasks[_whole(row, "task_index", name)] = text
+    return tasks
 
 
 def _table(info: layout.Info, name: str, *, but: str | None = None) -> list[dict[str, Any]]:
@@ -133,7 +136,9 @@ def _whole(row: Mapping[str, Any], key: str, where: str) -> int:
 def _seconds(row: Mapping[str, Any], key: str, where: str) -> float:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise ImportFormatError(f"{where}: episode {row['episode_index']} has {key} {value!r}; it must be seconds from 0")
+        raise ImportFormatError(
+            f"{where}: episode {row['episode_index']} has {key} {value!r}; it must be seconds from 0"
+        )
     return float(value)
 
 

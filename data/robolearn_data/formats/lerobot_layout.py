@@ -1,7 +1,7 @@
 """How LeRobot datasets lie on disk: file names, ``meta/info.json``, and our stream names for their feature keys.
 
-Versions 2.1 (LeRobot 0.3: one parquet file and one mp4 per episode) and 3.0 (LeRobot 0.4 to 0.6: many episodes in a file).
-Source: huggingface/lerobot v0.3.3 and v0.6.1, src/lerobot/datasets. What we know and LeRobot does not is kept beside it,
+Version 2.1 (LeRobot 0.3) has one parquet file and one mp4 per episode, version 3.0 (LeRobot 0.4 to 0.6) many episodes
+in a file. Source: huggingface/lerobot v0.3.3 and v0.6.1, src/lerobot/datasets. What we know and LeRobot does not is kept
 in files under ``meta`` that LeRobot does not look at: ``robolearn.json`` and ``robolearn.parquet``.
 """
 
@@ -56,7 +56,20 @@ INDICES: dict[str, str] = {
 }
 """Columns that every dataset has, one number each."""
 
-_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+_DTYPES = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+)
 _ROW_BYTES = 256 * 2**20
 
 
@@ -114,7 +127,7 @@ def read_info(root: Path) -> Info:
     features = value.get("features")
     if not isinstance(features, dict) or not features:
         raise _wrong(root, "has no features")
-    counts = {name: value.get(name) for name in ("total_episodes", "total_frames")}
+    counts: dict[str, Any] = {name: value.get(name) for name in ("total_episodes", "total_frames")}
     counts["chunks_size"] = value.get("chunks_size", CHUNKS_SIZE)
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or not 0 < count < 2**40:
@@ -143,7 +156,7 @@ def _feature(root: Path, key: str, value: Any) -> Feature:
         raise _wrong(root, f"feature {key!r} has shape {list(shape)}; it must hold whole numbers above 0")
     names = _names(value.get("names"))
     if dtype in ("video", "image"):
-        if len(shape) == 3 and (names[:1] in (("channel",), ("channels",)) or shape[2] not in (1, 3) and shape[0] == 3):
+        if len(shape) == 3 and _channels_first(shape, names):
             shape = (shape[1], shape[2], shape[0])
         if len(shape) != 3 or shape[2] not in (1, 3):
             raise _wrong(root, f"camera {key!r} has shape {list(shape)}; valid: height, width and 1 or 3 channels")
@@ -155,11 +168,17 @@ def _feature(root: Path, key: str, value: Any) -> Feature:
         names, width = (), 1
     else:
         if dtype not in _DTYPES:
-            raise _wrong(root, f"feature {key!r} has dtype {dtype!r}; valid: {', '.join(_DTYPES)}, image, video, string")
+            raise _wrong(
+                root, f"feature {key!r} has dtype {dtype!r}; valid: {', '.join(_DTYPES)}, image, video, string"
+            )
         names, width = names if len(names) == shape[-1] else (), np.dtype(dtype).itemsize
     if math.prod(shape) * width > _ROW_BYTES:
         raise _wrong(root, f"feature {key!r} has shape {list(shape)}, too large for one sample; info.json is damaged")
     return Feature(key, dtype, shape, names)
+
+
+def _channels_first(shape: tuple[int, ...], names: tuple[str, ...]) -> bool:
+    return names[:1] in (("channel",), ("channels",)) or (shape[0] == 3 and shape[2] not in (1, 3))
 
 
 def _names(value: Any) -> tuple[str, ...]:

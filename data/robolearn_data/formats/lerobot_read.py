@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,9 @@ def import_lerobot(
 
 def _open(source: Path, version: str | None, on_broken: Callable[[str], None] | None) -> _Source:
     if not source.is_dir():
-        raise ImportFormatError(f"no such folder: {source}; --format lerobot takes the folder that holds meta/info.json")
+        raise ImportFormatError(
+            f"no such folder: {source}; --format lerobot takes the folder that holds meta/info.json"
+        )
     info = layout.read_info(source)
     if version not in (None, info.version):
         raise ImportFormatError(f"{source} has version {info.version}, not {version}; --format lerobot takes both")
@@ -128,7 +131,10 @@ def _open(source: Path, version: str | None, on_broken: Callable[[str], None] | 
     for name, count in found.items():
         stated = getattr(info, name)
         if stated != count:
-            _complain(f"{source / layout.INFO}: {name} is {stated}, but {layout.EPISODES[info.version]} has {count}", on_broken)
+            _complain(
+                f"{source / layout.INFO}: {name} is {stated}, but {layout.EPISODES[info.version]} has {count}",
+                on_broken,
+            )
     opened = _Source(info, read_tasks(info), episodes, RowReader(info))
     opened.streams = layout.streams_of(info, with_timestamp=not _on_grid(opened))
     if not opened.streams:
@@ -207,7 +213,7 @@ def _check_indices(piece: Mapping[str, Any], episode: Episode, row: int) -> None
     if len(wrong):
         found = piece["frame_index"][wrong[0]]
         raise ImportFormatError(
-            f"{episode.data_path} has frame_index {found} in row {expected[wrong[0]]} of the episode: rows are lost or mixed"
+            f"{episode.data_path} has frame_index {found} in row {expected[wrong[0]]} of the episode; rows are lost"
         )
 
 
@@ -248,9 +254,7 @@ def _episode_info(opened: _Source, episode: Episode, segments: Mapping[str, list
     return found
 
 
-def _write(
-    opened: _Source, block: dict[str, np.ndarray], rows: slice, episode: Episode, writer: DatasetWriter
-) -> None:
+def _write(opened: _Source, block: dict[str, np.ndarray], rows: slice, episode: Episode, writer: DatasetWriter) -> None:
     """Hand a piece of an episode to the writer, with its times and holes where an export of ours kept them."""
     columns = {name: values[rows] for name, values in opened.ours.columns.items()} if opened.ours else {}
     ticks = columns.pop("time/tick", None)
@@ -278,14 +282,12 @@ def _write(
         raise ImportFormatError(f"{episode.data_path}: {error}") from None
 
 
-def _runs(
-    rows: int, ticks: np.ndarray | None, valid: Mapping[str, np.ndarray]
-) -> Iterator[tuple[int, int, list[str]]]:
+def _runs(rows: int, ticks: np.ndarray | None, valid: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, list[str]]]:
     """(start, stop, streams with a hole) of stretches in which holes, and whether the tick is known, stay the same."""
     flags = [*valid.values()] + ([ticks != 0] if ticks is not None else [])
     changes = [np.flatnonzero(np.diff(flag)) + 1 for flag in flags]
     edges = sorted({0, rows, *(int(row) for change in changes for row in change)})
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         yield start, stop, [name for name, mask in valid.items() if not mask[start]]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from robolearn_data.formats import lerobot_layout as layout
@@ -77,8 +77,7 @@ class RowReader:
             return [str(text) for text in column.to_pylist()]
         count = len(column)
         while pa.types.is_nested(column.type):
-            lengths = pc.min_max(pc.list_value_length(column)).as_py()
-            if column.null_count or lengths["min"] != lengths["max"]:
+            if column.null_count or len(set(column.value_lengths().to_pylist())) > 1:
                 raise ImportFormatError(f"{path}: rows of {key} have unequal lengths or are missing")
             column = column.flatten()
         if column.null_count:
@@ -86,11 +85,13 @@ class RowReader:
         values = column.to_numpy(zero_copy_only=False)
         if values.size != count * np.prod(feature.shape):
             raise ImportFormatError(
-                f"{path}: a row of {key} has {values.size // max(count, 1)} values, info.json says {list(feature.shape)}"
+                f"{path}: a row of {key} has {values.size // max(count, 1)} values, info.json says {feature.shape}"
             )
         if not np.can_cast(values.dtype, feature.dtype, "same_kind"):
             raise ImportFormatError(f"{path}: {key} holds {values.dtype}, info.json says {feature.dtype}")
-        return values.astype(feature.dtype, copy=False).reshape((count, *feature.shape) if key not in layout.INDICES else count)
+        return values.astype(feature.dtype, copy=False).reshape(
+            (count, *feature.shape) if key not in layout.INDICES else count
+        )
 
 
 def _places(path: Path, file: pq.ParquetFile) -> dict[int, tuple[int, int]]:
@@ -99,7 +100,7 @@ def _places(path: Path, file: pq.ParquetFile) -> dict[int, tuple[int, int]]:
         raise ImportFormatError(f"{path}: episode_index holds no whole numbers")
     edges = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
     places: dict[int, tuple[int, int]] = {}
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         if stop > start and int(numbers[start]) in places:
             raise ImportFormatError(f"{path}: the rows of episode {numbers[start]} are not together")
         if stop > start:

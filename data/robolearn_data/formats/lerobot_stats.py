@@ -1,7 +1,7 @@
 """The statistics that LeRobot keeps of every episode and of the whole dataset, in its own form.
 
 Quantiles are exact within an episode, where LeRobot estimates them from histograms; those of the dataset are means over
-episodes weighted by their counts, as LeRobot aggregates them. Source: lerobot v0.6.1, src/lerobot/datasets/compute_stats.py.
+episodes weighted by their counts, as LeRobot aggregates them. Source: lerobot v0.6.1, datasets/compute_stats.py.
 """
 
 from __future__ import annotations

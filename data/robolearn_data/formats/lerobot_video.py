@@ -12,7 +12,8 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.frame import VideoFrame
+from av.error import FFmpegError
+from av.video.frame import PictureType, VideoFrame
 
 from robolearn_data.formats.transfer import ImportFormatError, one_line
 
@@ -49,7 +50,7 @@ class VideoReader:
                 last = "no frame" if self._before is None else f"its frame before that is at {self._before[0]:.3f} s"
                 raise ImportFormatError(f"{self.path} has no frame at {time_s:.3f} s; {last}: it is too short or gappy")
             pixels = nearest[1].to_ndarray(format="rgb24" if self.shape[2] == 3 else "gray")
-        except (av.FFmpegError, ValueError, IndexError, MemoryError) as error:
+        except (FFmpegError, ValueError, IndexError, MemoryError) as error:
             self.close()
             if isinstance(error, ImportFormatError):
                 raise
@@ -94,7 +95,7 @@ def frame_count(path: Path) -> int:
     try:
         with av.open(str(path)) as container:
             return container.streams.video[0].frames
-    except (av.FFmpegError, ValueError, IndexError) as error:
+    except (FFmpegError, ValueError, IndexError) as error:
         raise ImportFormatError(f"{path} is not a readable video: {one_line(error)}") from None
 
 
@@ -102,7 +103,6 @@ class VideoWriter:
     """One mp4 file, to which episodes are added one after the other; each begins with a key frame."""
 
     def __init__(self, path: Path, shape: tuple[int, ...], fps: float, codec: str) -> None:
-        self.path = path
         self.frames = 0
         encoder, options = CODECS[codec]
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
@@ -118,14 +118,9 @@ class VideoWriter:
             frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts, frame.time_base = self.frames, self._time_base
             if begins and number == 0:
-                frame.pict_type = av.video.frame.PictureType.I
+                frame.pict_type = PictureType.I
             self._container.mux(self._stream.encode(frame))
             self.frames += 1
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
 
     def close(self) -> None:
         self._container.mux(self._stream.encode())
@@ -177,7 +172,7 @@ def decode_picture(data: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
         context.options = {"max_pixels": str(shape[0] * shape[1])}
         frames = [*context.decode(av.Packet(data)), *context.decode()]
         pixels = frames[0].to_ndarray(format="rgb24" if shape[2] == 3 else "gray")
-    except (av.FFmpegError, ValueError, IndexError, MemoryError) as error:
+    except (FFmpegError, ValueError, IndexError, MemoryError) as error:
         raise ImportFormatError(f"{place} holds a picture that cannot be decoded: {one_line(error)}") from None
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape != shape:

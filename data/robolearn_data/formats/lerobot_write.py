@@ -31,8 +31,8 @@ def export_lerobot(
     """Write the dataset ``source`` as a LeRobot dataset, which appears at ``target`` when all is done.
 
     Feature keys are as ``lerobot_layout.keys_of`` says. Arrays of several dimensions become vectors, and timestamps are
-    frame_index / fps, as LeRobot demands. What has no place there goes to meta/robolearn.json and .parquet, from which an
-    import makes the same dataset again; a stream with a rate of its own comes back at the control rate.
+    frame_index / fps, as LeRobot demands. What has no place there goes to meta/robolearn.json and .parquet, from which
+    an import makes the same dataset again; a stream with a rate of its own comes back at the control rate.
 
     Args:
         version: "v2.1" or "v3.0".
@@ -78,7 +78,7 @@ class _Files:
 
     def begin_episode(self, key: str = "") -> None:
         """Go on to the next file when the present one is full."""
-        if self.file is None or self._path.stat().st_size >= self._limit_bytes:
+        if self.file is None or self._size() >= self._limit_bytes:
             self.close()
             self.number += 1
             chunk, index = divmod(self.number, layout.CHUNKS_SIZE)
@@ -86,6 +86,9 @@ class _Files:
             self._path = self._root / layout.fill(self._template, video_key=key, **place)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self._create(self._path)
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0  # encoders write late
 
     def close(self) -> None:
         if self.file is not None:
@@ -261,7 +264,9 @@ class _Export:
 
     def _write_tables(self) -> None:
         """Version 3.0's tables of tasks and episodes, and the statistics of the whole."""
-        texts = pa.table({"task_index": pa.array(self.tasks.values(), pa.int64()), "task": pa.array(self.tasks, pa.string())})
+        texts = pa.table(
+            {"task_index": pa.array(self.tasks.values(), pa.int64()), "task": pa.array(self.tasks, pa.string())}
+        )
         pq.write_table(texts.replace_schema_metadata({"pandas": json.dumps(_PANDAS)}), self.root / layout.TASKS["v3.0"])
         columns: dict[str, list[Any]] = {key: [record[key] for record in self.records] for key in self.records[0]}
         for key in self.stats[0]:
@@ -345,7 +350,11 @@ def _table_schema(features: list[Feature], version: str) -> pa.Schema:
             note = {"dtype": feature.dtype, "_type": "Value"}
             if feature.shape != (1,):
                 kind = pa.list_(kind, feature.shape[0])
-                note = {"feature": note, "length": feature.shape[0], "_type": "List" if version == "v3.0" else "Sequence"}
+                note = {
+                    "feature": note,
+                    "length": feature.shape[0],
+                    "_type": "List" if version == "v3.0" else "Sequence",
+                }
         fields.append(pa.field(feature.key, kind))
         notes[feature.key] = note
     return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": notes}})})
@@ -372,7 +381,13 @@ _PANDAS = {
     "index_columns": ["task"],
     "column_indexes": [{"name": None, "field_name": None, **_TEXT, "metadata": {"encoding": "UTF-8"}}],
     "columns": [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
+        {
+            "name": "task_index",
+            "field_name": "task_index",
+            "pandas_type": "int64",
+            "numpy_type": "int64",
+            "metadata": None,
+        },
         {"name": "task", "field_name": "task", **_TEXT, "metadata": None},
     ],
     "attributes": {},
