@@ -1,8 +1,8 @@
 """How LeRobot datasets lie on disk: file names, ``meta/info.json``, and our stream names for their feature keys.
 
 Version 2.1 (LeRobot 0.3) has one parquet file and one mp4 per episode, version 3.0 (LeRobot 0.4 to 0.6) many episodes
-in a file. Source: huggingface/lerobot v0.3.3 and v0.6.1, src/lerobot/datasets. What we know and LeRobot does not is kept
-in files under ``meta`` that LeRobot does not look at: ``robolearn.json`` and ``robolearn.parquet``.
+in a file. Source: huggingface/lerobot v0.3.3 and v0.6.1, src/lerobot/datasets. What we know and LeRobot does not is
+kept in files under ``meta`` that LeRobot does not look at: ``robolearn.json`` and ``robolearn.parquet``.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def vector_stats(values: np.ndarray) -> Stats:
     wide = values.astype(np.float64)
     quantiles = np.quantile(wide, list(QUANTILES.values()), axis=0)
     return {
-        "min": values.min(axis=0),
-        "max": values.max(axis=0),
+        "min": wide.min(axis=0),
+        "max": wide.max(axis=0),
         "mean": wide.mean(axis=0),
         "std": wide.std(axis=0),
         "count": np.array([len(values)]),

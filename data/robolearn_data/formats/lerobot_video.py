@@ -26,6 +26,11 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
 _PIX_FMT = "yuv420p"
 
 
+def _limit(shape: tuple[int, ...]) -> dict[str, str]:
+    """Stops files that declare pictures to fill the memory. Decoders round sizes up, hence the margin."""
+    return {"max_pixels": str((shape[0] + 256) * (shape[1] + 256))}
+
+
 class VideoReader:
     """Frames of one video at instants that mostly increase: each frame is decoded once, and two are held at a time."""
 
@@ -77,8 +82,7 @@ class VideoReader:
         """(instant, frame) from the last key frame before an instant on."""
         with av.open(str(self.path)) as container:
             stream = container.streams.video[0]
-            # A file may declare pictures that fill the memory. Decoders round sizes up to whole blocks.
-            stream.codec_context.options = {"max_pixels": str((self.shape[0] + 256) * (self.shape[1] + 256))}
+            stream.codec_context.options = _limit(self.shape)
             if start_s > 0 and stream.time_base:
                 container.seek(max(int(start_s / stream.time_base) - 1, 0), backward=True, stream=stream)
             for frame in container.decode(stream):
@@ -169,7 +173,7 @@ def decode_picture(data: Any, shape: tuple[int, ...], place: str) -> np.ndarray:
         raise ImportFormatError(f"{place} holds no PNG or JPEG file")
     try:
         context: Any = av.CodecContext.create(codec, "r")
-        context.options = {"max_pixels": str(shape[0] * shape[1])}
+        context.options = _limit(shape)
         frames = [*context.decode(av.Packet(data)), *context.decode()]
         pixels = frames[0].to_ndarray(format="rgb24" if shape[2] == 3 else "gray")
     except (FFmpegError, ValueError, IndexError, MemoryError) as error:
