@@ -10,10 +10,10 @@ READY := .venv/.ready
 export SDL_VIDEODRIVER := dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check format clean
+.PHONY: help setup demo test test-lerobot lint check format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## the virtual environment .venv with the tested set of packages
 
@@ -30,6 +30,19 @@ demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.
 test: lint  ## lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+LEROBOT := .venv-lerobot
+PYTHON312 ?= python3.12
+
+test-lerobot: $(READY) $(LEROBOT)/.ready  ## LeRobot itself loads our exports; needs Python 3.12 and 6 GB, and is no part of CI
+	rm -rf build/lerobot && mkdir -p build/lerobot
+	$(BIN)/python tests/lerobot/export.py build/lerobot
+	HF_HOME=$(CURDIR)/build/lerobot/.hub HF_HUB_OFFLINE=1 $(LEROBOT)/bin/python tests/lerobot/check.py build/lerobot
+
+$(LEROBOT)/.ready:
+	"$(PYTHON312)" -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset]==0.6.1'
+	touch $@
+
 check: lint  ## lint, types and the tests that take less than ten seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
@@ -43,5 +56,5 @@ format: $(READY)  ## bring the code into the style that lint checks
 	$(BIN)/ruff format
 
 clean:  ## remove the virtual environment, caches and built wheels; runs/ stays
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lerobot build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
