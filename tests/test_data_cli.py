@@ -46,7 +46,7 @@ def test_info_for_people_names_every_stream(path: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["data", "info", "nowhere"], "no dataset at nowhere"),
-        (["data", "imfo", "nowhere"], "valid: info, validate, "),
+        (["data", "imfo", "nowhere"], "valid: info, "),
         (["data", "import", "--format", "lerobotic", "a", "b"], "diffusion_policy"),
         (["data", "import", "a", "b"], "--format"),
         (["data", "export", "--format", "aloha", "a", "b"], "unknown format 'aloha'; valid: diffusion_policy"),

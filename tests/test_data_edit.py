@@ -136,6 +136,7 @@ def test_merge_refuses_an_episode_twice_unless_told_to_skip_it(tmp_path: Path, p
 def test_delete_keeps_the_others_exactly_and_the_former_dataset_as_undo(path: Path) -> None:
     before = content(path)
     kept = delete(path, [1, 3])
+    assert kept is not None
     assert kept == path.with_name("d.before-delete")
     assert content(path) == [before[0], before[2]]
     assert content(kept) == before
@@ -237,7 +238,8 @@ def die_at(nth: int, change: Callable[..., Any], *arguments: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["delete", "relabel"])
 def test_a_kill_at_any_file_leaves_the_old_dataset_or_the_new_one(tmp_path: Path, path: Path, change: str) -> None:
-    function, arguments = (delete, ([1],)) if change == "delete" else (relabel, ([0, 1], {"success": None}))
+    chosen: tuple[Callable[..., Any], tuple[Any, ...]] = (delete, ([1],))
+    function, arguments = chosen if change == "delete" else (relabel, ([0, 1], {"success": None}))
     done = shutil.copytree(path, tmp_path / "done")
     function(done, *arguments)
     old, new = content(path), content(done)

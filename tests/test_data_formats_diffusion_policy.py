@@ -311,7 +311,8 @@ def dataset(tmp_path: Path) -> Path:
         },
     )
     rng = np.random.default_rng(0)
-    with DatasetWriter.create(tmp_path / "d", schema, durable=False) as writer:
+    exact = {"camera": "lossless"}
+    with DatasetWriter.create(tmp_path / "d", schema, compression=exact, durable=False) as writer:
         for steps in LENGTHS:
             writer.extend(
                 {

@@ -127,7 +127,10 @@ def assert_equal(found: Dataset, expected: Dataset, *, but: tuple[str, ...] = ()
             assert found.read(name).tobytes() == expected.read(name).tobytes(), name
         np.testing.assert_array_equal(found.valid(name), expected.valid(name))
     for name in ("tick", *expected.schema.streams):
-        np.testing.assert_array_equal(found.times(name), expected.times(name))
+        ours, theirs = found.times(name), expected.times(name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_what_lerobot_wrote_arrives_bit_for_bit(pusht12: Path, human_pusht: Path, tmp_path: Path) -> None:
@@ -251,6 +254,8 @@ def test_our_v30_has_the_files_columns_types_and_notes_of_lerobots_own(pusht12: 
             if "image" in key and name in ("min", "max"):
                 continue  # extremes do not survive a video
             tolerance = 0.02 if "image" in key or name[0] == "q" or name == "std" else 1e-5
+            if "image" in key and name == "std":
+                tolerance = 0.03  # ours is numpy's over all pixels of the decoded video, theirs an estimate before it
             assert np.shape(mine[key][name]) == np.shape(value)
             assert np.all(np.abs(np.array(mine[key][name]) - value) <= tolerance * span + 1e-4), (key, name)
 
@@ -421,7 +426,7 @@ def test_keep_good_leaves_the_broken_episode_out_and_says_so(
     assert main(["data", "import", "--format", "lerobot", "--keep-good", str(plain), str(tmp_path / "d")]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2
-    assert shown[0].startswith("episode 2: ")
+    assert shown[0].startswith("left out: episode 2: ")
     dataset = Dataset.open(tmp_path / "d")
     assert [dataset.episode_info(i)["source_episode"] for i in range(dataset.episodes)] == [0, 1]
     assert dataset.steps == 13

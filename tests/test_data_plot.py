@@ -17,6 +17,7 @@ from robolearn_data.plot import episode_page
 from robolearn_data.schema import Schema, Stream
 from robolearn_data.writer import DatasetWriter
 
+EXACT = {"camera": "lossless"}
 HOSTILE = "<script>alert('x')</script>\"&"
 SCHEMA = Schema(
     10.0,
@@ -33,7 +34,7 @@ SCHEMA = Schema(
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     rng = np.random.default_rng(0)
-    with DatasetWriter.create(tmp_path / "<script>", SCHEMA, durable=False) as writer:
+    with DatasetWriter.create(tmp_path / "<script>", SCHEMA, compression=EXACT, durable=False) as writer:
         ticks = 10**9 + np.arange(40) * 100_000_000
         fine = np.arange(10**9, ticks[-1], 10_000_000)
         writer.add_samples("force", rng.normal(size=(len(fine), 3)).astype("f4"), fine)

@@ -190,7 +190,8 @@ def _jumps(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> I
         by_place.setdefault((episode, component), []).append(row + 1)
     for (episode, component), rows in sorted(by_place.items()):
         start = dataset.rows(episode).start
-        label = component_name(name, stream, np.unravel_index(component, stream.shape or (1,)) if stream.shape else ())
+        place = [int(i) for i in np.unravel_index(component, stream.shape)] if stream.shape else []
+        label = component_name(name, stream, place)
         size = step[np.array(rows) - 1, component].max()
         what = f"{label} jumps by {size:.3g} in one step, nearly all of its steps are below {usual[component]:.3g}"
         span = (rows[0] - start, rows[-1] - start)
