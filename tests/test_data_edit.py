@@ -238,8 +238,11 @@ def die_at(nth: int, change: Callable[..., Any], *arguments: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("change", ["delete", "relabel"])
 def test_a_kill_at_any_file_leaves_the_old_dataset_or_the_new_one(tmp_path: Path, path: Path, change: str) -> None:
-    chosen: tuple[Callable[..., Any], tuple[Any, ...]] = (delete, ([1],))
-    function, arguments = chosen if change == "delete" else (relabel, ([0, 1], {"success": None}))
+    changes: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "delete": (delete, ([1],)),
+        "relabel": (relabel, ([0, 1], {"success": None})),
+    }
+    function, arguments = changes[change]
     done = shutil.copytree(path, tmp_path / "done")
     function(done, *arguments)
     old, new = content(path), content(done)
