@@ -292,3 +292,28 @@ def test_the_command_line_shows_before_it_destroys(path: Path, capsys: pytest.Ca
     for words in (["relabel", str(path), "--set", "uuid=1"], ["delete", str(path), "--episodes", "7"]):
         assert main(["data", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_copies_hand_on_lossy_pictures_as_they_are_stored(tmp_path: Path) -> None:
+    streams = {
+        "front": Stream((40, 60, 3), "uint8", "image"),
+        "wrist": Stream((40, 60, 3), "uint8", "image", rate_hz=30.0),
+        "action": Stream((2,), "float32", "action"),
+    }
+    rng = np.random.default_rng(0)
+    how = {"front": "jpeg-70", "wrist": "jpeg-40"}
+    for name in ("a", "b"):
+        with DatasetWriter.create(tmp_path / name, Schema(10.0, streams), compression=how, durable=False) as writer:
+            for _ in range(2):
+                noise = rng.integers(0, 256, (9, 40, 60, 3), dtype=np.uint8)
+                times = 10**9 + np.arange(9) * 10**8
+                writer.add_samples("wrist", noise, times)
+                writer.extend({"front": noise, "action": np.zeros((9, 2))}, time_ns=times)
+                writer.save_episode()
+    merge([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    delete(tmp_path / "m", [1])
+    merged = Dataset.open(tmp_path / "m")
+    for name in how:
+        before = [Dataset.open(tmp_path / d).read(name) for d in ("a", "b")]
+        np.testing.assert_array_equal(merged.read(name), np.concatenate([before[0][:9], before[1]]))
+    assert validate(tmp_path / "m") == []

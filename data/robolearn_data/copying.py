@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data import journal, storage
+from robolearn_data import journal, shards, storage
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Schema, SchemaError
 from robolearn_data.storage import DatasetError
@@ -51,7 +51,7 @@ class EpisodeCopier:
             self._copy_samples(name, episode, writer)
         for rows in self._pieces(self.source.rows(episode)):
             writer.extend(
-                {name: self._convert(name, rows, episode, writer.schema) for name in self._aligned},
+                {name: self._values(name, rows, episode, writer) for name in self._aligned},
                 capture_ns={name: times[rows] for name, times in self._captured.items()},
                 received_ns={name: times[rows] for name, times in self._received.items()},
                 time_ns=self._ticks[rows] if self._ticks is not None and self._ticks[rows.start] else None,
@@ -68,6 +68,14 @@ class EpisodeCopier:
             cuts.update((rows.start + 1 + np.flatnonzero(known[1:] != known[:-1])).tolist())
         edges = sorted(cuts)
         yield from map(slice, edges[:-1], edges[1:])
+
+    def _values(self, name: str, rows: slice, episode: int, writer: DatasetWriter) -> np.ndarray | shards.Encoded:
+        """As they are stored, where the copy stores them in the same way: JPEG is not decoded and encoded again."""
+        if shards.same_encoding(self.source.array(name), writer.array(name)):
+            stored = shards.stored_rows(self.source.array(name), rows)
+            if stored is not None:
+                return stored
+        return self._convert(name, rows, episode, writer.schema)
 
     def _convert(self, name: str, rows: slice, episode: int, schema: Schema) -> np.ndarray:
         values = self.source.read(name, rows)
@@ -95,7 +103,12 @@ class EpisodeCopier:
         piece = max(_PIECE_BYTES // (stream.size * np.dtype(stream.dtype).itemsize), 1)
         for start in range(0, len(samples.time), piece):
             part = slice(start, min(start + piece, len(samples.time)))
-            values = np.asarray(array[samples.rows.start + part.start : samples.rows.start + part.stop])
+            rows = slice(samples.rows.start + part.start, samples.rows.start + part.stop)
+            values = None
+            if shards.same_encoding(array, writer.array(name)):
+                values = shards.stored_rows(array, rows)
+            if values is None:
+                values = np.asarray(array[rows])
             writer.add_samples(name, values, samples.time[part], samples.received[part])
 
 
@@ -127,14 +140,9 @@ def new_dataset(
 
 
 def compression_of(dataset: Dataset) -> dict[str, str]:
-    """Stream -> name of its compression. Those without a name here are left out: copies take the lossless default."""
-    found = {}
-    for name in dataset.schema.streams:
-        for codec in dataset.array(name).compressors:
-            values = codec.to_dict().get("configuration") if hasattr(codec, "to_dict") else None  # pyright: ignore[reportAttributeAccessIssue]
-            if isinstance(values, Mapping) and values.get("cname") == "zstd" and values.get("clevel") in (1, 5):
-                found[name] = f"zstd-{values['clevel']}"
-    return found
+    """Stream -> name of its compression; "zstd-5", which loses nothing, for codecs that have none."""
+    names = {name: storage.compression_of(dataset.array(name)) for name in dataset.schema.streams}
+    return {name: how or "zstd-5" for name, how in names.items()}
 
 
 @contextmanager

@@ -52,6 +52,39 @@ def unpack(path: Path, count: int) -> list[bytes | None]:
     return [content[int(at) : int(at + n)] if ok else None for (at, n), ok in zip(index, there, strict=True)]
 
 
+class Encoded(list[bytes]):
+    """Rows as they are stored, each encoded for itself: what a copy hands on without decoding it."""
+
+
+def stored_rows(array: zarr.Array, rows: slice) -> Encoded | None:
+    """Rows of an array for which ``is_one_by_one`` holds, as they are stored; None where one was never written.
+
+    Raises:
+        DatasetError: a file is damaged.
+    """
+    unit: int = array.shards[0]  # pyright: ignore[reportOptionalSubscript]
+    folder = Path(array.store_path.store.root) / array.store_path.path  # pyright: ignore[reportAttributeAccessIssue]
+    found = Encoded()
+    for number in range(rows.start // unit, -(-rows.stop // unit)):
+        key = array.metadata.encode_chunk_key((number, *[0] * (array.ndim - 1)))
+        first = number * unit
+        for row in unpack(folder / key, unit)[max(rows.start - first, 0) : rows.stop - first]:
+            if row is None:
+                return None
+            found.append(row)
+    return found
+
+
+def same_encoding(a: zarr.Array, b: zarr.Array) -> bool:
+    """Whether rows stored in ``a`` may stand in ``b`` as they are."""
+    return (
+        is_one_by_one(a)
+        and is_one_by_one(b)
+        and (a.shape[1:], a.dtype) == (b.shape[1:], b.dtype)
+        and a.metadata.codecs[0].codecs == b.metadata.codecs[0].codecs  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
 def is_one_by_one(array: zarr.Array) -> bool:
     """Whether each row of an array is encoded for itself, in shards."""
     return array.shards is not None and array.chunks[0] == 1

@@ -36,7 +36,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, ShardingCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
@@ -122,6 +122,24 @@ def encoding(compression: str, stream: Stream) -> Encoding:
         raise SchemaError(f"compression {compression!r} does not fit: {error}") from None
     valid = "zstd-1, zstd-5, lossless, depth, jpeg-1 to jpeg-100, h264-0 to h264-51"
     raise SchemaError(f"compression {compression!r} is unknown; valid: {valid}")
+
+
+def compression_of(array: zarr.Array) -> str | None:
+    """The name with which ``encoding`` makes an array of this one's codecs; None where there is none."""
+    chain: tuple[Any, ...] = array.metadata.codecs  # pyright: ignore[reportAttributeAccessIssue]
+    codec = (chain[0].codecs if isinstance(chain[0], ShardingCodec) else chain)[-1]
+    match codec:
+        case JpegCodec(quality=quality):
+            return f"jpeg-{quality}"
+        case JpegXlCodec():
+            return "lossless"
+        case H264Codec(crf=crf):
+            return f"h264-{crf}"
+        case BloscCodec() if codec.cname.value == "zstd" and codec.shuffle.value == "bitshuffle":
+            return "depth"
+        case BloscCodec() if codec.cname.value == "zstd" and codec.clevel in (1, 5):
+            return f"zstd-{codec.clevel}"
+    return None
 
 
 def default_compression(stream: Stream) -> str:

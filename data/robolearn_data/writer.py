@@ -21,6 +21,7 @@ from robolearn_data.columns import Column, FrameColumn, RowColumn
 from robolearn_data.dataset import Dataset
 from robolearn_data.journal import Block
 from robolearn_data.schema import Schema, SchemaError, Stream
+from robolearn_data.shards import Encoded
 from robolearn_data.storage import DatasetError
 
 _TIME = Stream(shape=(), dtype="int64", kind="info")
@@ -154,6 +155,10 @@ class DatasetWriter:
             os.close(self._lock)
             self._lock = -1
 
+    def array(self, name: str) -> zarr.Array:
+        """The array that holds a stream's values; its rows beyond those of saved episodes mean nothing."""
+        return storage.open_array(self._store, storage.values_of(name, self.schema.stream(name)))
+
     @property
     def pending(self) -> int:
         """Control steps of the episode in flight."""
@@ -184,7 +189,9 @@ class DatasetWriter:
             OSError: the journal or rows beyond ``buffer_bytes`` cannot be written. The row is taken and held.
         """
         self._check_names(row, holes)
-        blocks = {name: np.array(self._aligned[name].check(name, value))[None] for name, value in row.items()}
+        blocks: dict[str, np.ndarray | Encoded] = {
+            name: np.array(self._aligned[name].check(name, value))[None] for name, value in row.items()
+        }
         times = {} if time_ns is None else {f"time/{storage.TICK}": [time_ns]}
         times |= {f"time/{self._aligned_name(name)}": [t] for name, t in (capture_ns or {}).items()}
         times |= {f"received/{self._aligned_name(name)}": [t] for name, t in (received_ns or {}).items()}
@@ -201,11 +208,12 @@ class DatasetWriter:
     ) -> None:
         """Take T control steps at once: every stream as (T, ...), times as (T,). Otherwise as ``add``.
 
-        ``valid``: stream -> (T,) bool, False for holes; the rows given there are kept as stand-ins.
+        ``valid``: stream -> (T,) bool, False for holes; the rows given there are kept as stand-ins. Values that are
+        ``shards.Encoded`` are stored as they are: the caller knows that they were encoded as this dataset does it.
         """
         self._check_names(rows, ())
         steps = len(next(iter(rows.values())))
-        blocks = {name: np.array(self._aligned[name].check(name, v, batch=(steps,))) for name, v in rows.items()}
+        blocks = {name: self._checked(f"data/{name}", name, v, steps) for name, v in rows.items()}
         times = {} if time_ns is None else {f"time/{storage.TICK}": time_ns}
         times |= {f"time/{self._aligned_name(name)}": t for name, t in (capture_ns or {}).items()}
         times |= {f"received/{self._aligned_name(name)}": t for name, t in (received_ns or {}).items()}
@@ -229,9 +237,9 @@ class DatasetWriter:
             raise SchemaError(
                 f"stream {name!r} has no rate of its own; its samples come with the control steps of `add`"
             )
-        values = np.asarray(values)
-        count = len(values) if values.ndim else 0
-        values = np.array(stream.check(name, values, batch=(count,)))
+        place = f"streams/{name}"
+        count = len(values) if isinstance(values, Encoded) or np.ndim(values) else 0
+        values = self._checked(f"{place}/value", name, values, count)
         times = _TIME.check(f"capture_ns of {name}", capture_ns, batch=(count,))
         known = self._sample_times[name]
         if count and np.any(np.diff(times, prepend=known[-1][-1] if known else 0) <= 0):
@@ -240,10 +248,9 @@ class DatasetWriter:
         if received_ns is not None:
             received = _TIME.check(f"received_ns of {name}", received_ns, batch=(count,))
         if count:
-            place = f"streams/{name}"
             self._put(
                 {
-                    f"{place}/value": self._columns[f"{place}/value"].encode(values),
+                    f"{place}/value": self._encoded(f"{place}/value", values),
                     f"{place}/time": times,
                     f"{place}/received": received,
                 }
@@ -302,7 +309,7 @@ class DatasetWriter:
     def _begin(self) -> None:
         self._rows = 0
         self._info: dict[str, Any] = {"uuid": str(uuid.uuid4())}
-        self._last: dict[str, np.ndarray] = {}
+        self._last: dict[str, np.ndarray | Encoded] = {}
         self._ticks: list[np.ndarray] = []
         self._sample_times: dict[str, list[np.ndarray]] = {name: [] for name in self._native}
         self._unjournaled: list[tuple[Mapping[str, Block], Mapping[str, Any]]] = [({}, {"info": dict(self._info)})]
@@ -350,7 +357,7 @@ class DatasetWriter:
 
     def _take(
         self,
-        blocks: dict[str, np.ndarray],
+        blocks: dict[str, np.ndarray | Encoded],
         times: Mapping[str, Any],
         steps: int,
         holes: Collection[str],
@@ -368,10 +375,12 @@ class DatasetWriter:
         if not steps:
             return
         columns: dict[str, Block] = {
-            f"data/{name}": self._columns[f"data/{name}"].encode(block) for name, block in blocks.items()
+            f"data/{name}": self._encoded(f"data/{name}", block) for name, block in blocks.items()
         }
         columns |= checked | {f"valid/{name}": np.zeros(steps, bool) for name in holes} | dict(masks or {})
-        self._last = {name: block[-1:] for name, block in blocks.items()}
+        self._last = {
+            name: Encoded(block[-1:]) if isinstance(block, Encoded) else block[-1:] for name, block in blocks.items()
+        }
         facts = {}
         if ticks is not None and "wall_offset_ns" not in self._info:
             offset = time.time_ns() - time.monotonic_ns()
@@ -406,6 +415,16 @@ class DatasetWriter:
         if sum(column.held_bytes for column in self._columns.values()) > self.buffer_bytes:
             for column in self._columns.values():
                 column.write_full_files()
+
+    def _checked(self, column: str, name: str, values: Any, count: int) -> np.ndarray | Encoded:
+        if not isinstance(values, Encoded):
+            return np.array(self.schema.streams[name].check(name, values, batch=(count,)))
+        if not isinstance(self._columns[column], FrameColumn) or len(values) != count:
+            raise SchemaError(f"stream {name!r} does not take {len(values)} encoded rows here")
+        return values
+
+    def _encoded(self, column: str, block: np.ndarray | Encoded) -> Block:
+        return list(block) if isinstance(block, Encoded) else self._columns[column].encode(block)
 
     def _is_native_mask(self, name: str) -> bool:
         return name.startswith("valid/") and name.removeprefix("valid/") in self._native
