@@ -313,6 +313,23 @@ def test_a_dataset_can_be_pickled_for_loader_processes(tmp_path: Path) -> None:
     assert_same(copy.episode(0), rows(5))
 
 
+@pytest.mark.parametrize("stream", [Stream((3,)), Stream((20, 30, 3), "uint8", "image")], ids=["vector", "image"])
+def test_any_rows_are_taken_in_any_order_and_row_minus_one_is_zeros(tmp_path: Path, stream: Stream) -> None:
+    values = np.random.default_rng(0).integers(1, 255, (40, *stream.shape)).astype(stream.dtype)
+    with DatasetWriter.create(tmp_path / "d", Schema(10.0, {"a": stream}), compression={"a": "zstd-1"}) as writer:
+        writer.extend({"a": values})
+        writer.save_episode()
+    dataset = Dataset.open(tmp_path / "d")
+    wanted = np.array([[39, 3, 3], [0, 20, 21]])
+    np.testing.assert_array_equal(dataset.take("a", wanted), values[wanted])
+    np.testing.assert_array_equal(dataset.take("a", np.arange(40)), values)
+    np.testing.assert_array_equal(dataset.take("a", [5, -1]), np.stack([values[5], np.zeros_like(values[0])]))
+    assert dataset.take("a", np.empty((0, 2), np.int64)).shape == (0, 2, *stream.shape)
+    for wrong in (-2, 40):
+        with pytest.raises(IndexError, match="must be from -1 to 39"):
+            dataset.take("a", [wrong])
+
+
 def test_a_piece_of_a_stream_is_read_and_converted_only_without_loss(tmp_path: Path) -> None:
     schema = Schema(10.0, {"img": Stream((4, 4, 3), "float32", "image"), "action": Stream((1,), kind="action")})
     img = np.random.default_rng(0).integers(0, 256, (700, 4, 4, 3)).astype(np.float32)

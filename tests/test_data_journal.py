@@ -64,7 +64,9 @@ def assert_steps(path: Path, episode: int, steps: int) -> None:
     np.testing.assert_array_equal(found["joints"][valid][:, 3], expected[valid])
     np.testing.assert_array_equal(found["camera"][:, 5, 5, 1], 3 * expected)
     np.testing.assert_array_equal(found["wrench"][:, 2], 100 * expected)
-    assert dataset.samples("camera", episode).rows.stop - dataset.samples("camera", episode).rows.start == 3 * steps
+    frames = len(dataset.samples("camera", episode).time)
+    begun = 3 if dataset.episode_info(episode).get("recovered") else 0  # frames of a step that was not taken any more
+    assert 3 * steps <= frames <= 3 * steps + begun
 
 
 def record_and_die(path: Path, steps: int, episodes: int) -> None:

@@ -17,6 +17,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from robolearn_data import storage
+from robolearn_data.frames import Frames
 from robolearn_data.resample import blend, places
 from robolearn_data.schema import Schema, SchemaError
 from robolearn_data.storage import DatasetError
@@ -50,6 +51,7 @@ class Dataset:
         self.episode_ends = episode_ends
         """(E,) int64, cumulative: episode i is rows [episode_ends[i - 1], episode_ends[i])."""
         self._arrays: dict[str, zarr.Array] = {}
+        self._frames: dict[str, Frames] = {}
         self._sample_ends: dict[str, np.ndarray] = {}
 
     @classmethod
@@ -140,9 +142,9 @@ class Dataset:
         stream, samples = self.schema.stream(name), self.samples(name, episode)
         before, share = places(samples.time, np.asarray(instants, np.int64), stream.interpolation)
         between = share > 0
-        first = self._gather(name, samples.rows.start + before)
+        first = self.take(name, samples.rows.start + before)
         if between.any():
-            second = self._gather(name, samples.rows.start + before[between] + 1)
+            second = self.take(name, samples.rows.start + before[between] + 1)
             first[between] = blend(first[between], second, share[between], stream.interpolation)
         return first
 
@@ -162,9 +164,7 @@ class Dataset:
         piece = max(storage.BLOCK_BYTES * array.shape[0] // max(array.nbytes, 1) // chunk, 1) * chunk
         while start < stop:
             end = min((start // file + 1) * file, (start // piece + 1) * piece, stop)
-            with zarr.config.set(storage.BULK):
-                block = np.asarray(array[start:end])
-            yield start, block
+            yield start, self._read_rows(name, array, np.arange(start, end))
             start = end
 
     def read(self, name: str, rows: slice | None = None, dtype: str | None = None) -> np.ndarray:
@@ -246,7 +246,7 @@ class Dataset:
             index = self._open(f"index/{name}")
             if index is None or index.shape[0] < stop:
                 raise _damaged(self.path, f"index/{name} is missing or too short")
-            return self._gather(name, np.asarray(index[start:stop]))
+            return self.take(name, np.asarray(index[start:stop]))
         ticks = self._open(f"time/{storage.TICK}")
         if ticks is None:
             raise _damaged(self.path, "time/tick is missing")
@@ -258,20 +258,41 @@ class Dataset:
                 out[episodes == episode] = self.at(name, int(episode), instants[episodes == episode])
         return out
 
-    def _gather(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Values (m, ...) of rows (m,) of a stream's array, in any order; zeros for row -1."""
+    def take(self, name: str, rows: Any) -> np.ndarray:
+        """Rows of the array of a stream by number, of any shape (...,) and in any order: values (..., *shape).
+
+        Rows of a stream with a rate of its own are its samples. Row -1 stands for no sample and is all zeros. Pictures
+        are read one by one, each once, whatever the size of the file around them. Threads may call it side by side.
+
+        Raises:
+            SchemaError: no such stream.
+            IndexError: a row that the array does not have.
+            DatasetError: a file is missing or damaged.
+        """
         array = self.array(name)
-        out = np.zeros((len(rows), *array.shape[1:]), array.dtype)
-        wanted, inverse = np.unique(rows[rows >= 0], return_inverse=True)
-        if not len(wanted):
-            return out
+        wanted, inverse = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+        inverse = inverse.reshape(np.shape(rows))
+        absent = int(np.searchsorted(wanted, 0))
+        if (absent and wanted[0] < -1) or (len(wanted) and wanted[-1] >= array.shape[0]):
+            raise IndexError(f"rows of {name!r} must be from -1 to {array.shape[0] - 1}")
+        found = self._read_rows(name, array, wanted[absent:])
+        if absent:
+            found = np.concatenate([np.zeros((1, *array.shape[1:]), array.dtype), found])
+        in_order = len(wanted) == inverse.size and np.array_equal(inverse.reshape(-1), np.arange(len(wanted)))
+        return found.reshape(*inverse.shape, *array.shape[1:]) if in_order else found[inverse]
+
+    def _read_rows(self, name: str, array: zarr.Array, rows: np.ndarray) -> np.ndarray:
+        """Values (m, ...) of rows (m,), which are ascending and unlike."""
+        if not len(rows):
+            return np.empty((0, *array.shape[1:]), array.dtype)
+        if Frames.readable(array):
+            if name not in self._frames:
+                self._frames[name] = Frames(array)
+            return self._frames[name].read(rows)
         with zarr.config.set(storage.BULK):
-            if wanted[-1] - wanted[0] < 2 * len(wanted):
-                found = np.asarray(array[int(wanted[0]) : int(wanted[-1]) + 1])[wanted - wanted[0]]
-            else:
-                found = np.asarray(array.get_orthogonal_selection((wanted,)))
-        out[rows >= 0] = found[inverse]
-        return out
+            if rows[-1] - rows[0] < 2 * len(rows):
+                return np.asarray(array[int(rows[0]) : int(rows[-1]) + 1])[rows - rows[0]]
+            return np.asarray(array.get_orthogonal_selection((rows,)))
 
     def _column(self, name: str) -> np.ndarray | None:
         array = self._open(name)
