@@ -15,9 +15,9 @@ from zarr.storage import MemoryStore
 
 from robolearn_data import storage
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError
 from robolearn_data.frames import Frames
 from robolearn_data.schema import Schema, Stream
-from robolearn_data.storage import DatasetError
 from robolearn_data.writer import DatasetWriter
 
 IMAGE = Stream((20, 30, 3), "uint8", "image")

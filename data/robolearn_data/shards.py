@@ -7,7 +7,6 @@ A shard is its frames one after the other, then an index: offset and length of e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import google_crc32c
 import numcodecs
@@ -16,7 +15,8 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, ShardingCodec
 
 from robolearn_data.codecs.chunk import ChunkCodec
-from robolearn_data.storage import DatasetError
+from robolearn_data.folder import DatasetError
+from robolearn_data.location import Location, location_of
 
 _NONE = np.uint64(2**64 - 1)
 
@@ -31,24 +31,24 @@ def pack(frames: Sequence[bytes], count: int) -> bytes:
     return b"".join([*frames, listed, google_crc32c.value(listed).to_bytes(4, "little")])
 
 
-def unpack(path: Path, count: int) -> list[bytes | None]:
-    """The ``count`` frames of the shard at ``path``, None where there is none; all None without a file.
+def unpack(location: Location, key: str, count: int) -> list[bytes | None]:
+    """The ``count`` frames of the shard at ``key``, None where there is none; all None without a file.
 
     Raises:
         DatasetError: the file is not a whole shard.
     """
     try:
-        content = path.read_bytes()
+        content = location.read(key)
     except FileNotFoundError:
         return [None] * count
     split = len(content) - 16 * count - 4
     listed, crc = content[max(split, 0) : -4], content[-4:]
     if split < 0 or google_crc32c.value(listed).to_bytes(4, "little") != crc:
-        raise DatasetError(f"{path} is damaged: its index does not match its checksum")
+        raise DatasetError(f"{location}/{key} is damaged: its index does not match its checksum")
     index = np.frombuffer(listed, "<u8").reshape(count, 2)
     there = index[:, 0] != _NONE
     if np.any(index[there] > split) or np.any(index[there].sum(1) > split):
-        raise DatasetError(f"{path} is damaged: its index points outside of it")
+        raise DatasetError(f"{location}/{key} is damaged: its index points outside of it")
     return [content[int(at) : int(at + n)] if ok else None for (at, n), ok in zip(index, there, strict=True)]
 
 
@@ -63,12 +63,15 @@ def stored_rows(array: zarr.Array, rows: slice) -> Encoded | None:
         DatasetError: a file is damaged.
     """
     unit: int = array.shards[0]  # pyright: ignore[reportOptionalSubscript]
-    folder = Path(array.store_path.store.root) / array.store_path.path  # pyright: ignore[reportAttributeAccessIssue]
+    place = location_of(array)
+    if place is None:
+        return None
+    location, name = place
     found = Encoded()
     for number in range(rows.start // unit, -(-rows.stop // unit)):
         key = array.metadata.encode_chunk_key((number, *[0] * (array.ndim - 1)))
         first = number * unit
-        for row in unpack(folder / key, unit)[max(rows.start - first, 0) : rows.stop - first]:
+        for row in unpack(location, f"{name}/{key}", unit)[max(rows.start - first, 0) : rows.stop - first]:
             if row is None:
                 return None
             found.append(row)
