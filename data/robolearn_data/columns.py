@@ -82,6 +82,7 @@ class FrameColumn:
         self._array = array
         self._unit: int = array.shards[0]  # pyright: ignore[reportOptionalSubscript]
         self._encode = shards.encoder(array)
+        self._sealed = shards.is_sealed(shards.inner_codecs(array))
         self._durable = durable
         self.restart(start)
 
@@ -125,7 +126,8 @@ class FrameColumn:
                 )
             count = min(stop - self.at, self._unit - used)
             kept = [frame for frame in before if frame is not None]
-            shard = shards.pack([*kept, *self._held[:count]], self._unit)
+            new = map(shards.seal, self._held[:count]) if self._sealed else self._held[:count]
+            shard = shards.pack([*kept, *new], self._unit)
             self._location.put(file, shard, durable=self._durable)
             del self._held[:count]
             self.at += count

@@ -15,6 +15,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.codecs.sharding import ShardingCodecIndexLocation
 from zarr.core.metadata import ArrayV3Metadata
 
+from robolearn_data import shards
 from robolearn_data.codecs.chunk import ChunkCodec, CodecError
 from robolearn_data.folder import DatasetError, ReplacedError
 from robolearn_data.location import location_of
@@ -56,6 +57,7 @@ class Frames:
         self._fill = array.fill_value
         self._group = array.chunks[0]
         self._chunks = array.shards[0] // array.chunks[0]
+        self._sealed = shards.is_sealed(codecs)
         self._decode = _decoder(codecs)
         self._key_encoding = array.metadata.chunk_key_encoding  # pyright: ignore[reportAttributeAccessIssue]
         self._shards: dict[int, _Shard] = {}
@@ -99,7 +101,7 @@ class Frames:
             else np.full_like(out, self._fill, shape=(rows[-1] - rows[0] + 1, *self.shape))
         )
         try:
-            self._decode(data, block, first, self._group)
+            self._decode(shards.unseal(data) if self._sealed else data, block, first, self._group)
         except CodecError as error:
             raise self._damaged(chunk // self._chunks, f"row {rows[0]} cannot be decoded: {error}") from error
         if len(places) > 1:
@@ -160,10 +162,10 @@ def _inner_codecs(array: zarr.Array) -> tuple[Any, ...] | None:
     ):
         return None
     match sharding.codecs:
-        case (ChunkCodec(),):
+        case (ChunkCodec(),) | (ChunkCodec(), Crc32cCodec()):
             return sharding.codecs
-        case (BytesCodec(), BloscCodec()) if array.chunks[0] == 1 and array.dtype.isnative:
-            return sharding.codecs
+        case (BytesCodec(), BloscCodec(), *rest) if array.chunks[0] == 1 and array.dtype.isnative:
+            return sharding.codecs if rest in ([], [Crc32cCodec()]) else None
     return None
 
 

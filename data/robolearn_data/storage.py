@@ -34,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import BloscCodec, ShardingCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodec
 
 from robolearn_data import codecs
 from robolearn_data.bucket import ROOT
@@ -122,7 +122,8 @@ def encoding(compression: str, stream: Stream) -> Encoding:
 def compression_of(array: zarr.Array) -> str | None:
     """The name with which ``encoding`` makes an array of this one's codecs; None where there is none."""
     chain: tuple[Any, ...] = array.metadata.codecs  # pyright: ignore[reportAttributeAccessIssue]
-    codec = (chain[0].codecs if isinstance(chain[0], ShardingCodec) else chain)[-1]
+    inner = chain[0].codecs if isinstance(chain[0], ShardingCodec) else chain
+    codec = next(codec for codec in reversed(inner) if not isinstance(codec, Crc32cCodec))
     match codec:
         case JpegCodec(quality=quality):
             return f"jpeg-{quality}"
@@ -150,14 +151,14 @@ def default_compression(stream: Stream) -> str:
 
 def _blosc(dtype: np.dtype[Any], level: int, shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]) -> Encoding:
     codec = BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle=shuffle)
-    return Encoding({"compressors": [codec]})
+    return Encoding({"compressors": [codec, Crc32cCodec()]})
 
 
 def _frames(codec: ChunkCodec, stream: Stream, *, group: int = 1, shrinks: int = 1) -> Encoding:
     codec.check((group, *stream.shape), np.dtype(stream.dtype))
     if not is_framed(stream):
         raise CodecError("it takes streams of kind 'image'")
-    return Encoding({"serializer": codec, "compressors": None}, group, shrinks)
+    return Encoding({"serializer": codec, "compressors": [Crc32cCodec()] if group == 1 else None}, group, shrinks)
 
 
 def rows_per_file(stream: Stream, how: Encoding | None = None) -> int:
