@@ -22,8 +22,7 @@ from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.recorder import (
     RecorderProcess,
     RecordingError,
-    RingSamples,
-    RingSteps,
+    RingSource,
     sample_fields,
     step_fields,
 )
@@ -52,8 +51,8 @@ class Rig:
         }
         self.warnings: list[str] = []
         self.writer = DatasetWriter.create(path, SCHEMA)
-        sources = {name: RingSamples(self.rings[name]) for name in ("camera", "arm")}
-        self.recorder = Recorder(self.writer, RingSteps(self.rings["steps"]), sources, warn=self.warnings.append)
+        sources = {name: RingSource(self.rings[name]) for name in ("camera", "arm")}
+        self.recorder = Recorder(self.writer, RingSource(self.rings["steps"]), sources, warn=self.warnings.append)
 
     def frame(self, number: int, at_ns: int) -> None:
         picture = np.full((48, 64, 3), number, np.uint8)

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data.recorder import Count, Recorder, Samples, Steps
+from robolearn_data.recorder import Count, Recorder
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.writer import DatasetWriter
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
-POLL_S = 0.02
+POLL_S = 0.1
+"""A ring must have room for what its device publishes meanwhile, and while an image of each camera is encoded."""
 
 
 class RecordingError(UserError):
@@ -36,36 +37,17 @@ def step_fields(schema: Schema) -> dict[str, Field]:
     return {"time_ns": ("int64", ()), **{name: (s.dtype, s.shape) for name, s in streams.items()}}
 
 
-class RingSamples:
-    """Samples out of a ring of ``sample_fields``."""
+class RingSource:
+    """What a device or the control loop publishes from now on, out of a ring of the fields above."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._next = ring.count
 
-    def drain(self) -> Samples:
-        records, lost, self._next = _drain(self._ring, self._next)
-        return Samples(records["capture_ns"], records["received_ns"], records["value"], lost)
-
-
-class RingSteps:
-    """Control steps out of a ring of ``step_fields``."""
-
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
-        self._next = ring.count
-
-    def drain(self) -> Steps:
-        records, lost, self._next = _drain(self._ring, self._next)
-        names = [name for name in self._ring.handle.fields if name != "time_ns"]
-        return Steps(records["time_ns"], {name: records[name] for name in names}, lost)
-
-
-def _drain(ring: Ring, start: int) -> tuple[np.ndarray, int, int]:
-    """Records (n,) from index ``start`` on, how many were overwritten, and the next index."""
-    end = ring.count
-    found = [record for index, record in ring.since(start) if index < end]
-    return np.array(found, dtype=ring.dtype), end - start - len(found), end
+    def drain(self) -> tuple[np.ndarray, int]:
+        start = self._next
+        records, self._next = self._ring.drain(start)
+        return records, self._next - start - len(records)
 
 
 @dataclass(frozen=True)
@@ -157,8 +139,8 @@ def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Co
         rings = {name: stack.enter_context(Ring.attach(handle)) for name, handle in sources.items()}
         recorder = Recorder(
             writer,
-            RingSteps(stack.enter_context(Ring.attach(steps))),
-            {name: RingSamples(ring) for name, ring in rings.items()},
+            RingSource(stack.enter_context(Ring.attach(steps))),
+            {name: RingSource(ring) for name, ring in rings.items()},
             warn=warnings.append,
         )
         pipe.send(("ok", None))
