@@ -149,9 +149,11 @@ class Recorder:
         return records
 
     def _take(self, name: str, samples: np.ndarray) -> None:
-        good = samples[self._good(name, samples["capture_ns"], _is_finite(samples["value"]))]
-        if len(good):
-            self.writer.add_samples(name, good["value"], good["capture_ns"], good["received_ns"])
+        good = self._good(name, samples["capture_ns"], _is_finite(samples["value"]))
+        if not good.all():
+            samples = samples[good]
+        if len(samples):
+            self.writer.add_samples(name, samples["value"], samples["capture_ns"], samples["received_ns"])
 
     def _take_steps(self, steps: np.ndarray) -> None:
         last = self._last_ns["steps"]
