@@ -75,12 +75,13 @@ def run(options: Collect) -> int | None:
         place = Place(writer.location)
         if journal.unfinished(options.out):
             stderr_line(
-                f"an earlier recording was stopped in the middle of an episode; when this one is over, "
-                f"`robolearn data recover {options.out}` saves it"
+                "an earlier recording was stopped in the middle of an episode; "
+                f"when this one is over, `robolearn data recover {options.out}` saves it"
             )
-        seed = options.seed
-        if writer.episodes:
-            seed = 1 + Dataset.open(options.out).episode_info(writer.episodes - 1)["seed"]
+        before = Dataset.open(options.out)
+        infos = (before.episode_info(i) for i in reversed(range(before.episodes)))
+        # One that was recovered has no seed.
+        seed = next((info["seed"] + 1 for info in infos if "seed" in info), options.seed)
         begun = time.monotonic()
         attempts = demonstrations(
             options.world,
