@@ -24,9 +24,10 @@ from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.training.batches import WindowBatches
 from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
 from robolearn.training.ema import Ema
-from robolearn.training.loop import learning_rate, spec_for, train
+from robolearn.training.loop import learning_rate, train
 from robolearn.training.metrics import read_metrics
 from robolearn.training.processes import processes
+from robolearn.training.sources import open_sources, spec_for
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.writer import DatasetWriter
@@ -70,9 +71,22 @@ def config(policy: str = "flow", **changes: object) -> TrainConfig:
     return replace(base, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def run(settings: TrainConfig, data: Path, out: Path, **options: object) -> torch.nn.Module:
+def run(settings: TrainConfig, data: Path | list[Path], out: Path, **options: object) -> torch.nn.Module:
     with processes("cpu") as group:
-        return train(settings, data, out, group, **options)  # pyright: ignore[reportArgumentType]
+        paths = data if isinstance(data, list) else [data]
+        return train(settings, paths, out, group, **options)  # pyright: ignore[reportArgumentType]
+
+
+def batches_of(settings: TrainConfig, *paths: Path, **options: object) -> WindowBatches:
+    sources = open_sources(paths, settings.held_out)
+    return WindowBatches(
+        sources,
+        spec_for(settings, sources),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        weights=settings.weights,
+        **options,  # pyright: ignore[reportArgumentType]
+    )
 
 
 @pytest.mark.parametrize("policy", ["flow", "diffusion"])
@@ -116,29 +130,23 @@ def test_a_batch_that_cannot_be_divided_among_processes_is_refused(monkeypatch: 
         Processes(0, 3, torch.device("cpu")).share(16)
 
 
-def test_every_window_comes_once_in_each_epoch(dataset: Path) -> None:
-    data = Dataset.open(dataset)
-    batches = WindowBatches(data, spec_for(config(), data), batch_size=7, seed=3)
-    total = len(batches.windows)
-    drawn = np.concatenate([batches.numbers(step) for step in range(2 * total)])
-    for epoch in range(7):
-        assert sorted(drawn[epoch * total : (epoch + 1) * total]) == list(range(total))
-    assert not np.array_equal(drawn[:total], drawn[total : 2 * total])
-    assert np.array_equal(batches.numbers(5), WindowBatches(data, batches.spec, batch_size=7, seed=3).numbers(5))
-
-
 def test_batches_hold_the_rows_of_their_window(dataset: Path) -> None:
     data = Dataset.open(dataset)
-    batches = WindowBatches(data, spec_for(config(observe=("state", "img")), data), batch_size=4, seed=0)
-    numbers = np.arange(len(batches.windows))
-    batch = batches.batch(numbers)
+    batches = batches_of(config(observe=("state", "img")), dataset)
+    numbers = np.arange(len(batches.windows[0]))
+    batch = batches.read(np.zeros_like(numbers), numbers)
     state, action, image = (data.read(name) for name in ("state", "action", "img"))
-    rows, pad = batches.windows.rows(numbers)
+    episode, present = batches.windows[0].locate(numbers)
+    begin = np.array([data.rows(e).start for e in range(3)])[episode]
+    end = data.episode_ends[episode]
+    wanted = (begin + present)[:, None] + np.arange(-1, 15)
+    rows = np.clip(wanted, begin[:, None], end[:, None] - 1)
     np.testing.assert_array_equal(batch.action.numpy(), action[rows])
     np.testing.assert_array_equal(batch.observation["state"].numpy(), state[rows[:, :2]])
     np.testing.assert_array_equal(batch.observation["img"].numpy(), image[rows[:, :2]])
-    np.testing.assert_array_equal(batch.is_pad.numpy(), pad)
-    assert pad.any()
+    np.testing.assert_array_equal(batch.is_pad.numpy(), rows != wanted)
+    assert batch.is_pad.any()
+    assert present.max() == 45 - 8  # as many actions follow as are carried out
 
 
 def test_an_action_that_was_not_recorded_is_not_learned(tmp_path: Path) -> None:
@@ -148,16 +156,16 @@ def test_an_action_that_was_not_recorded_is_not_learned(tmp_path: Path) -> None:
             hole = t == 7
             writer.add({k: v for k, v in row.items() if not (hole and k == "action")}, holes=["action"] if hole else [])
         writer.save_episode()
-    data = Dataset.open(tmp_path / "d.zarr")
-    batches = WindowBatches(data, spec_for(config(), data), batch_size=4, seed=0)
-    batch = batches.batch(np.arange(len(batches.windows)))
-    rows, outside = batches.windows.rows(np.arange(len(batches.windows)))
-    np.testing.assert_array_equal(batch.is_pad.numpy(), outside | (rows == 7))
+    batches = batches_of(config(), tmp_path / "d.zarr")
+    numbers = np.arange(len(batches.windows[0]))
+    steps = batches.windows[0].locate(numbers)[1][:, None] + np.arange(-1, 15)
+    expected = (steps < 0) | (steps > 19) | (steps == 7)
+    np.testing.assert_array_equal(batches.read(0 * numbers, numbers).is_pad.numpy(), expected)
 
 
 def test_a_dataset_without_episodes_is_refused(tmp_path: Path) -> None:
     DatasetWriter.create(tmp_path / "d.zarr", SCHEMA).close()
-    with pytest.raises(UserError, match="no valid row"):
+    with pytest.raises(UserError, match="no episodes to train on"):
         run(config(), tmp_path / "d.zarr", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
