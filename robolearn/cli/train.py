@@ -96,6 +96,8 @@ def run(options: Options) -> None:
     from robolearn.training.processes import processes
     from robolearn.training.sources import open_sources, spec_for
 
+    if not options.datasets:
+        raise UsageError("name at least one dataset to train on; see `robolearn train --help`")
     if options.workers < 0:
         raise UsageError(f"--workers {options.workers} must not be negative")
     make_world = None

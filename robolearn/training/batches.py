@@ -70,8 +70,9 @@ class WindowBatches:
         self.mixture = Mixture(tuple(map(len, self.windows)), seed, weights)
         views = {name: View(name, spec.obs_horizon) for name in spec.observation}
         views["action"] = View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)
-        place = _place_for(sources, views) if images == "auto" else images
-        self._readers = [_reader(source, views, place, talk) for source in sources]
+        if images == "auto":
+            images = place_of_images(sum(image_bytes(source.dataset, views) for source in sources), free_bytes())
+        self._readers = [_reader(source, views, images, talk) for source in sources]
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of training step ``step``."""
@@ -161,13 +162,13 @@ def _reader(source: Source, views: dict[str, View], images: Literal["memory", "d
         )
 
 
-def _place_for(sources: Sequence[Source], views: dict[str, View]) -> Literal["memory", "disk"]:
-    wanted = sum(image_bytes(source.dataset, views) for source in sources)
-    wanted *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: each process holds its own
-    return "memory" if wanted <= _MEMORY_PART * _free_bytes() else "disk"
+def place_of_images(needed: int, free: int) -> Literal["memory", "disk"]:
+    """Where pictures of ``needed`` bytes belong when ``free`` bytes of memory are left."""
+    needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: each process holds its own
+    return "memory" if needed <= _MEMORY_PART * free else "disk"
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Memory that new data can have without swapping, as Linux says; 0 elsewhere."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
