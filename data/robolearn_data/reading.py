@@ -20,7 +20,7 @@ from robolearn_data.resample import blend, places
 from robolearn_data.schema import Interpolation, SchemaError, Stream
 from robolearn_data.storage import BLOCK_BYTES, DatasetError
 
-Images = Literal["memory", "disk"]
+ImagePlace = Literal["memory", "disk"]
 
 _STALE = 1.5
 """Periods after which the newest sample of a native stream counts as a hole, as in the dataset's ``valid``."""
@@ -56,7 +56,7 @@ class WindowReader:
         dataset: Dataset,
         views: Mapping[str, View],
         *,
-        images: Images = "memory",
+        images: ImagePlace = "memory",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """``views``: name of the result -> view. ``progress`` is told of rows loaded and rows in all.
@@ -143,7 +143,7 @@ class WindowReader:
         for name in names:
             stream = self.dataset.schema.stream(name)
             self._held[name] = np.empty((max(rows[name], 1), *stream.shape), dtype_as_read(stream))
-            piece = max(BLOCK_BYTES // row_bytes(stream), 1)
+            piece = max(BLOCK_BYTES // _row_bytes(stream), 1)
             for first in range(0, rows[name], piece):
                 part = np.arange(first, min(first + piece, rows[name]))
                 self._held[name][part] = _as_read(name, stream, self.dataset.take(name, part))
@@ -174,6 +174,8 @@ class _Samples:
         self._reach = last - self._start + int(2 * self._period_ns)
         self._base = np.cumsum(self._reach + 2) - self._reach
         self._keys = times + np.repeat(self._base - self._start, counts)
+        if np.any(np.diff(self._keys) <= 0):
+            raise DatasetError(f"dataset {dataset.path} is damaged: streams/{name}/time does not increase")
 
     def find(
         self, episode: np.ndarray, instants: np.ndarray, seen_by: np.ndarray | None, how: Interpolation
@@ -200,15 +202,16 @@ class _Samples:
 
 
 def dtype_as_read(stream: Stream) -> np.dtype:
-    """In which a reader gives the values of a stream."""
+    """In which a reader gives the values of a stream: pictures of whole numbers are stored as floats by some."""
     dtype = np.dtype(stream.dtype)
-    return np.dtype("uint8") if stream.kind == "image" and dtype.kind == "f" else dtype
+    is_mixed = stream.interpolation not in ("previous", "nearest")
+    return np.dtype("uint8") if stream.kind == "image" and dtype.kind == "f" and not is_mixed else dtype
 
 
 def image_bytes(dataset: Dataset, views: Mapping[str, View]) -> int:
     """What the pictures of ``views`` take in memory."""
     names = {view.stream for view in views.values() if dataset.schema.stream(view.stream).kind == "image"}
-    return sum(_rows(dataset, name) * row_bytes(dataset.schema.stream(name)) for name in names)
+    return sum(_rows(dataset, name) * _row_bytes(dataset.schema.stream(name)) for name in names)
 
 
 def _rows(dataset: Dataset, name: str) -> int:
@@ -217,7 +220,7 @@ def _rows(dataset: Dataset, name: str) -> int:
     return dataset.samples_before(name, dataset.episodes) if is_native else dataset.steps
 
 
-def row_bytes(stream: Stream) -> int:
+def _row_bytes(stream: Stream) -> int:
     return max(stream.size * dtype_as_read(stream).itemsize, 1)
 
 

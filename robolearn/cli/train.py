@@ -22,12 +22,17 @@ class Options:
 
     Start from a --preset, a --config file or the defaults; --policy and --trunk choose parts; every other option
     changes one value. The run folder gets checkpoints, metrics.jsonl, loss.png and config.yaml.
-    Several datasets are mixed, if their streams and rates agree: --weights says how often each is drawn, and
-    --held-out 0.05 keeps one episode in twenty to see how the policy does on what it was not shown.
+
+    Several datasets are mixed if their streams and rates agree: `train real.zarr sim.zarr --weights 3 1` draws three
+    windows of the first for one of the second. --held-out 0.05 never trains on one episode in twenty and reports the
+    loss there: where it rises while the training loss falls, the policy learns the data by heart.
+
     With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ...
     """
 
-    datasets: tyro.conf.Positional[tuple[Path, ...]]
+    datasets: tyro.conf.Positional[
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DATASET [DATASET ...]", help_behavior_hint="(one or more)")]
+    ]
     """Dataset folders (see `robolearn data info`)."""
     out: Path = Path("runs/train")
     """Run folder."""
@@ -44,11 +49,9 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
-    """Threads that prepare coming batches; 0: each batch is made when it is needed. 2 suit pictures read from disk, or
-    a GPU. The result is the same."""
+    """Threads that prepare coming batches (2 suit a GPU, or pictures on disk); 0: made when needed. Same result."""
     images: Images = "auto"
-    """Where pictures are: memory, disk (each is read and decoded when it is needed), or auto: in memory if they take a
-    modest part of what is free. The result is the same."""
+    """Where pictures are: in memory, or read from disk as needed; auto: in memory if there is plenty. Same result."""
     resume: bool = False
     """Go on with the run in --out; its config.yaml is used."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)

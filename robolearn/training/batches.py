@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from robolearn.policies.spec import PolicySpec
 from robolearn.training.config import Images
 from robolearn.training.sources import Source
 from robolearn_data.mixture import Mixture
-from robolearn_data.reading import View, WindowReader, image_bytes
+from robolearn_data.reading import ImagePlace, View, WindowReader, image_bytes
 from robolearn_data.schema import Stream
 from robolearn_data.windows import windows
 
@@ -151,7 +150,7 @@ def _tensor(values: np.ndarray, stream: Stream) -> Tensor:
     return torch.from_numpy(values if stream.kind == "image" else values.astype(np.float32, copy=False))
 
 
-def _reader(source: Source, views: dict[str, View], images: Literal["memory", "disk"], talk: bool) -> WindowReader:
+def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:
     with Progress(transient=True, disable=not talk) as bar:
         task = bar.add_task(f"load {source.dataset.path.name}", total=None)
         return WindowReader(
@@ -162,7 +161,7 @@ def _reader(source: Source, views: dict[str, View], images: Literal["memory", "d
         )
 
 
-def place_of_images(needed: int, free: int) -> Literal["memory", "disk"]:
+def place_of_images(needed: int, free: int) -> ImagePlace:
     """Where pictures of ``needed`` bytes belong when ``free`` bytes of memory are left."""
     needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: each process holds its own
     return "memory" if needed <= _MEMORY_PART * free else "disk"

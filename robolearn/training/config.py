@@ -48,11 +48,9 @@ class TrainConfig:
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
     weights: tuple[float, ...] = ()
-    """How often each dataset is drawn, relative to the others and whatever its size ("1 1": as often as each other).
-    Empty: as often as it has windows."""
+    """How often each dataset is drawn, relative to the others, whatever its size; empty: as often as it has windows."""
     held_out: float = 0.0
-    """Part of the episodes of each dataset that is never trained on (0.05: one in twenty); the loss on them is reported
-    as held_out_loss. Which ones does not depend on the seed."""
+    """Part of each dataset's episodes to keep out of training, for held_out_loss; the same ones whatever the seed."""
     steps: int = 10_000
     """Optimiser steps."""
     batch_size: int = 128

@@ -135,11 +135,11 @@ def train(
                         {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 3)}
                     )
             if log and saves:
+                if config.held_out:
+                    log.write({"step": done, "held_out_loss": held_out_loss(ema.module, batches, group, bf16=bf16)})
                 folder = run / "checkpoints" / f"{done:07d}"
                 save_policy(ema.module, folder, dataset_fingerprint=data, step=done)
                 save_state(run, Progress(done, cpu_s, data), policy, ema, optimiser)
-                if config.held_out:
-                    log.write({"step": done, "held_out_loss": held_out_loss(ema.module, batches, group, bf16=bf16)})
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
             if log and make_world and config.eval_every and (done % config.eval_every == 0 or done == config.steps):
                 seeds = range(config.eval_seed, config.eval_seed + config.eval_episodes)

@@ -161,7 +161,7 @@ class _Sequences(Dataset[Any]):
     def __init__(self, images_copied: int) -> None:
         self.first_k = {"img": images_copied}
         group = zarr.open_group(str(SOURCE), mode="r")
-        self.arrays = {name: np.asarray(group[f"data/{name}"]) for name in ("img", "state", "action")}
+        self.arrays = {name: in_memory(group[f"data/{name}"]) for name in ("img", "state", "action")}
         ends = np.asarray(group["meta/episode_ends"])
         found = []
         for begin, end in zip(np.concatenate(([0], ends[:-1])).tolist(), ends.tolist(), strict=True):
@@ -196,6 +196,14 @@ class _Sequences(Dataset[Any]):
             },
             "action": torch.from_numpy(sample["action"].astype(np.float32)),
         }
+
+
+def in_memory(array: Any) -> np.ndarray:
+    """Piece by piece, so that nothing exists twice."""
+    out = np.empty(array.shape, array.dtype)
+    for first in range(0, len(out), 512):
+        out[first : first + 512] = array[first : first + 512]
+    return out
 
 
 def children() -> list[int]:
