@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -247,3 +248,11 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(DatasetError, match="data/top"):
         reader.read(np.array([0]), np.array([1]))
+
+
+def test_capture_times_that_do_not_increase_are_refused(tmp_path: Path) -> None:
+    record(tmp_path / "d", 2, [9])
+    array = zarr.open_array(tmp_path / "d" / "streams" / "force" / "time")
+    array[:2] = np.asarray(array[:2])[::-1].copy()
+    with pytest.raises(DatasetError, match="streams/force/time does not increase"):
+        WindowReader(Dataset.open(tmp_path / "d"), {"force": View("force", 2)})

@@ -219,6 +219,38 @@ def test_datasets_are_mixed_by_their_weights_and_each_window_is_its_own(dataset:
     assert of_second == pytest.approx(5 * 64 / 4, rel=0.3)
 
 
+def test_streams_with_rates_of_their_own_are_learned_from_at_the_control_steps(tmp_path: Path) -> None:
+    streams = {
+        "force": Stream((2,), rate_hz=100.0, interpolation="linear"),
+        "camera": Stream((16, 16, 3), "uint8", "image", rate_hz=30.0),
+        "action": Stream((2,), kind="action"),
+    }
+    rng = np.random.default_rng(0)
+    path = tmp_path / "native.zarr"
+    with DatasetWriter.create(path, Schema(10.0, streams), compression={"camera": "zstd-1"}) as writer:
+        for begin in (10**9, 5 * 10**8):  # the clock of the second is behind that of the first
+            ticks = begin + np.arange(20) * 10**8
+            writer.extend({"action": rng.normal(size=(20, 2)).astype(np.float32)}, time_ns=ticks)
+            for name, count, value in (("force", 200, rng.normal), ("camera", 60, None)):
+                shape = (count, *streams[name].shape)
+                values = rng.integers(0, 256, shape, np.uint8) if value is None else value(size=shape).astype("f4")
+                times = begin - 10**7 + np.arange(count) * int(1e9 / streams[name].rate_hz)
+                writer.add_samples(name, values, times)
+            writer.save_episode()
+    data = Dataset.open(path)
+    settings = config(observe=("force", "camera"), steps=4, checkpoint_every=4)
+    batches = batches_of(settings, path, images="disk")
+    numbers = np.arange(len(batches.windows[0]))
+    batch = batches.read(0 * numbers, numbers)
+    episode, present = batches.windows[0].locate(numbers)
+    rows = 20 * episode + present
+    np.testing.assert_array_equal(batch.observation["camera"][:, 1].numpy(), data.read("camera")[rows])
+    after = batch.observation["force"].numpy()  # the present is at a sample, so that nothing later is mixed in
+    np.testing.assert_allclose(after[:, 1], data.read("force")[rows], rtol=1e-6)
+    run(settings, path, tmp_path / "run", images="disk", workers=1)
+    load_policy(tmp_path / "run")
+
+
 def test_processes_read_only_their_share_of_each_batch(dataset: Path, second: Path) -> None:
     whole = batches_of(config(), dataset, second)
     shares = [batches_of(config(), dataset, second, rank=rank, processes=2) for rank in range(2)]

@@ -6,6 +6,7 @@ A row without an action of its own (a hole) counts as padding: it is not learned
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,7 +152,7 @@ def _tensor(values: np.ndarray, stream: Stream) -> Tensor:
 
 
 def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:
-    with Progress(transient=True, disable=not talk) as bar:
+    with Progress(transient=True, disable=not (talk and sys.stdout.isatty())) as bar:
         task = bar.add_task(f"load {source.dataset.path.name}", total=None)
         return WindowReader(
             source.dataset,
