@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from robolearn_data import journal, storage
+from robolearn_data import folder, journal
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Schema, Stream
 from robolearn_data.validate import validate
@@ -113,7 +113,7 @@ def save_and_die(path: Path, nth: int, torn: bool) -> None:
     """Appends one episode and is killed at the ``nth`` file it writes, before it or (``torn``) in the middle of it."""
     writes = itertools.count()
     lock = threading.Lock()
-    put = storage.put
+    put = folder.put
 
     def put_or_die(file: Path, value: Any, *, durable: bool) -> None:
         with lock:
@@ -125,7 +125,7 @@ def save_and_die(path: Path, nth: int, torn: bool) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         put(file, value, durable=durable)
 
-    storage.put = put_or_die
+    folder.put = put_or_die
     with DatasetWriter.append(path) as writer:
         add_episode(writer)
 

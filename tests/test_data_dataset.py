@@ -19,8 +19,8 @@ from zarr.storage import LocalStore
 
 from robolearn_data import storage
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError, Folder
 from robolearn_data.schema import Schema, SchemaError, Stream
-from robolearn_data.storage import DatasetError
 from robolearn_data.writer import DatasetWriter
 
 SCHEMA = Schema(
@@ -295,7 +295,7 @@ def test_ten_thousand_episodes_open_in_under_half_a_second(tmp_path: Path) -> No
     ):
         array = storage.with_length(storage.open_array(store, name, "r+"), len(values))
         array[:] = values
-        storage.set_length(tmp_path / "d", name, len(values), durable=False)
+        storage.set_length(Folder(tmp_path / "d"), name, len(values), durable=False)
     began = time.perf_counter()
     dataset = Dataset.open(tmp_path / "d")
     assert time.perf_counter() - began < 0.5

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
-from robolearn_data import storage
+from robolearn_data import shards, storage
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError, Folder
 from robolearn_data.frames import Frames
 from robolearn_data.schema import Schema, Stream
-from robolearn_data.storage import DatasetError
 from robolearn_data.writer import DatasetWriter
 
 IMAGE = Stream((20, 30, 3), "uint8", "image")
@@ -70,6 +70,28 @@ def test_any_rows_are_what_zarr_reads(
     found = frames.read(index)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected[index])
+
+
+@pytest.mark.parametrize("name", [name for name in COMPRESSIONS if not name.startswith("h264")])
+def test_one_flipped_bit_anywhere_in_a_frame_is_found_here_by_zarr_and_by_a_copy(tmp_path: Path, name: str) -> None:
+    with DatasetWriter.create(tmp_path / "d", Schema(30.0, {name: COMPRESSIONS[name]}), compression={name: name}) as w:
+        w.extend({name: values(3)[name]})
+        w.save_episode()
+    array = Dataset.open(tmp_path / "d").array(name)
+    (file,) = (path for path in (tmp_path / "d" / "data" / name / "c").rglob("*") if path.is_file())
+    whole = file.read_bytes()
+    first = len(shards.unpack(Folder(file.parent), file.name, array.shards[0])[0] or b"")  # pyright: ignore[reportOptionalSubscript]
+    for place in np.random.default_rng(0).integers(0, first, 40):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(place) % 8
+        file.write_bytes(broken)
+        with pytest.raises(DatasetError, match="does not have its checksum"):
+            Frames(array).read([0])
+        with pytest.raises(DatasetError, match="row 0: it is damaged"):
+            shards.stored_rows(array, slice(0, 2))
+        with pytest.raises(ValueError, match=r"[Cc]hecksum"):
+            array[0]
+        np.testing.assert_array_equal(Frames(array).read([2]).shape, (1, *COMPRESSIONS[name].shape))
 
 
 @pytest.mark.parametrize("name", COMPRESSIONS)

@@ -202,7 +202,7 @@ def test_a_crash_between_publishing_and_emptying_the_journal_saves_nothing_twice
     add_step(writer, 0)
     monkeypatch.setattr(writer, "_begin", lambda: None)  # the crash
     writer.save_episode()
-    os.close(writer._lock)
+    writer._lock.release()
     found = recover(path)
     assert (found.saved, found.exit_code) == ([], 0)
     assert Dataset.open(path).episodes == 1

@@ -95,7 +95,7 @@ class Recording(RuleBasedStateMachine):
     def crash(self, cut: int) -> None:
         """Lose the process; ``cut`` bytes of the journal's end had not reached the disk."""
         assert self.writer
-        os.close(self.writer._lock)
+        self.writer._lock.release()
         file = self.path / journal.NAME
         if cut and file.stat().st_size:
             os.truncate(file, max(file.stat().st_size - cut, 0))

@@ -13,8 +13,8 @@ import zarr
 
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError
 from robolearn_data.schema import Schema, Stream
-from robolearn_data.storage import DatasetError
 from robolearn_data.validate import validate
 from robolearn_data.writer import DatasetWriter
 

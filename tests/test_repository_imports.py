@@ -29,7 +29,7 @@ MAY_IMPORT = {
 }
 """Package or part of one -> what it may import of the five packages besides itself."""
 
-LIBRARIES_OF_DATA = "numpy zarr numcodecs google_crc32c pyarrow av simplejpeg imagecodecs h5py"
+LIBRARIES_OF_DATA = "numpy obstore zarr numcodecs google_crc32c pyarrow av simplejpeg imagecodecs h5py"
 THIRD_PARTY_OF_DATA = set(LIBRARIES_OF_DATA.split())
 """numcodecs (the codecs of zarr v2) comes with zarr; h5py is the extra "formats"."""
 

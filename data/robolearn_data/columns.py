@@ -6,21 +6,21 @@ end.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
+from zarr.abc.store import Store
 
 from robolearn_data import shards, storage
+from robolearn_data.folder import DatasetError
 from robolearn_data.journal import Block
+from robolearn_data.location import Location
 from robolearn_data.schema import Stream
 
 
 class RowColumn:
     """An array of rows that are encoded together, many small ones or a group of pictures. zarr writes them."""
 
-    def __init__(self, store: LocalStore, name: str, stream: Stream, array: zarr.Array | None, start: int) -> None:
+    def __init__(self, store: Store, name: str, stream: Stream, array: zarr.Array | None, start: int) -> None:
         self.name = name
         self.stream = stream
         self._store = store
@@ -73,13 +73,16 @@ class RowColumn:
 class FrameColumn:
     """An array of images and their like, each encoded for itself once, in shards that are put together here."""
 
-    def __init__(self, root: Path, name: str, stream: Stream, array: zarr.Array, start: int, *, durable: bool) -> None:
+    def __init__(
+        self, location: Location, name: str, stream: Stream, array: zarr.Array, start: int, *, durable: bool
+    ) -> None:
         self.name = name
         self.stream = stream
-        self._folder = root / name
+        self._location = location
         self._array = array
         self._unit: int = array.shards[0]  # pyright: ignore[reportOptionalSubscript]
         self._encode = shards.encoder(array)
+        self._sealed = shards.is_sealed(shards.inner_codecs(array))
         self._durable = durable
         self.restart(start)
 
@@ -115,13 +118,17 @@ class FrameColumn:
         """
         while self.at < stop:
             number, used = divmod(self.at, self._unit)
-            file = self._folder / self._array.metadata.encode_chunk_key((number, *[0] * len(self.stream.shape)))
-            before = shards.unpack(file, self._unit)[:used] if used else []
+            file = f"{self.name}/{self._array.metadata.encode_chunk_key((number, *[0] * len(self.stream.shape)))}"
+            before = shards.unpack(self._location, file, self._unit)[:used] if used else []
             if None in before:
-                raise storage.DatasetError(f"{file} has lost frames; `robolearn data validate` lists every fault")
+                raise DatasetError(
+                    f"{self._location}/{file} has lost frames; `robolearn data validate` lists every fault"
+                )
             count = min(stop - self.at, self._unit - used)
             kept = [frame for frame in before if frame is not None]
-            storage.put(file, shards.pack([*kept, *self._held[:count]], self._unit), durable=self._durable)
+            new = map(shards.seal, self._held[:count]) if self._sealed else self._held[:count]
+            shard = shards.pack([*kept, *new], self._unit)
+            self._location.put(file, shard, durable=self._durable)
             del self._held[:count]
             self.at += count
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from robolearn_data import journal, shards, storage
+from robolearn_data.creation import lay_out
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError, Folder
+from robolearn_data.location import locate
 from robolearn_data.schema import Schema, SchemaError
-from robolearn_data.storage import DatasetError
-from robolearn_data.writer import DatasetWriter, sync_tree
+from robolearn_data.writer import DatasetWriter
 
 Progress = Callable[[int, int], None]
 """Called with what is done and what is to do."""
@@ -114,29 +113,17 @@ class EpisodeCopier:
 
 @contextmanager
 def new_dataset(
-    target: Path, schema: Schema, metadata: Mapping[str, Any], compression: Mapping[str, str]
+    target: str | Path, schema: Schema, metadata: Mapping[str, Any], compression: Mapping[str, str]
 ) -> Iterator[DatasetWriter]:
     """A writer whose dataset appears at ``target`` when the body is through, and leaves nothing behind otherwise.
 
     Raises:
         DatasetError: ``target`` exists.
     """
-    if target.exists() or target.is_symlink():
-        raise DatasetError(f"{target} exists; choose another path")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.copy")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        with DatasetWriter.create(
-            unfinished, schema, metadata=metadata, compression=compression, durable=False, buffer_bytes=2 * _PIECE_BYTES
-        ) as writer:
+    with locate(target).draft() as draft:
+        lay_out(draft, schema, metadata, compression)
+        with DatasetWriter(draft, durable=False, buffer_bytes=2 * _PIECE_BYTES) as writer:
             yield writer
-        sync_tree(unfinished)
-        if target.exists():
-            raise DatasetError(f"{target} appeared meanwhile; choose another path")
-        os.rename(unfinished, target)
-        storage.sync_folder(target.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def compression_of(dataset: Dataset) -> dict[str, str]:
@@ -152,16 +139,13 @@ def no_writer(path: Path) -> Iterator[None]:
     Raises:
         DatasetError: not a dataset, a process is writing to it, or it holds an unfinished episode.
     """
-    storage.read_attributes(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    folder = Folder(path)
+    storage.read_attributes(folder)
+    lock = folder.lock()
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"a process is writing to {path}; wait for it") from None
         left = path / journal.NAME
         if journal.unfinished(path) or (left.exists() and any(True for _ in journal.read(left))):
             raise DatasetError(f"{path} holds an unfinished episode; first `robolearn data recover {path}`")
         yield
     finally:
-        os.close(descriptor)
+        lock.release()

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
 from robolearn_data import storage
+from robolearn_data.folder import DatasetError
 from robolearn_data.frames import Frames
+from robolearn_data.location import Location, locate
 from robolearn_data.resample import blend, places
 from robolearn_data.schema import Schema, SchemaError
-from robolearn_data.storage import DatasetError
 
 _PIECE = 256
 
@@ -44,8 +44,8 @@ class Dataset:
     pickled, so that loader processes can share one.
     """
 
-    def __init__(self, path: Path, schema: Schema, metadata: dict[str, Any], episode_ends: np.ndarray) -> None:
-        self.path = path
+    def __init__(self, location: Location, schema: Schema, metadata: dict[str, Any], episode_ends: np.ndarray) -> None:
+        self.location = location
         self.schema = schema
         self.metadata = metadata
         self.episode_ends = episode_ends
@@ -55,26 +55,31 @@ class Dataset:
         self._sample_ends: dict[str, np.ndarray] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Dataset:
-        """Open the dataset at ``path`` for reading.
+    def open(cls, path: str | Path | Location) -> Dataset:
+        """Open the dataset at ``path``, a folder or URL, for reading.
 
         Raises:
             DatasetError: missing, of another kind or format version, or damaged.
         """
-        path = Path(path)
-        attributes = storage.read_attributes(path)
+        location = locate(path)
+        attributes = storage.read_attributes(location)
         try:
             schema = Schema.from_json(attributes["schema"])
             metadata = dict(attributes.get("metadata") or {})
-            ends = np.asarray(storage.open_array(LocalStore(path, read_only=True), storage.ENDS)[:])
+            ends = np.asarray(storage.open_array(location.store(), storage.ENDS)[:])
         except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-            raise _damaged(path, str(error)) from error
+            raise _damaged(location, str(error)) from error
         if ends.dtype != np.int64 or ends.ndim != 1 or np.any(np.diff(ends, prepend=0) <= 0):
-            raise _damaged(path, "meta/episode_ends does not increase")
-        dataset = cls(path, schema, metadata, ends)
+            raise _damaged(location, "meta/episode_ends does not increase")
+        dataset = cls(location, schema, metadata, ends)
         for name in schema.streams:
             dataset.array(name)
         return dataset
+
+    @property
+    def path(self) -> Path:
+        """Its folder. Raises DatasetError for a dataset in an object store."""
+        return self.location.path
 
     @property
     def steps(self) -> int:
@@ -100,11 +105,11 @@ class Dataset:
             rows = self.samples_before(name, self.episodes) if stream.is_native else self.steps
             array = self._open(where)
             if array is None:
-                raise _damaged(self.path, f"{where} is missing")
+                raise _damaged(self.location, f"{where} is missing")
             if array.shape[1:] != stream.shape or array.dtype != np.dtype(stream.dtype):
-                raise _damaged(self.path, f"{where} is {array.dtype}{array.shape[1:]}, not as its schema says")
+                raise _damaged(self.location, f"{where} is {array.dtype}{array.shape[1:]}, not as its schema says")
             if array.shape[0] < rows:
-                raise _damaged(self.path, f"{where} has {array.shape[0]} rows of {rows}")
+                raise _damaged(self.location, f"{where} has {array.shape[0]} rows of {rows}")
             self._arrays[name] = array
         return self._arrays[name]
 
@@ -114,7 +119,7 @@ class Dataset:
             ends = self._open(f"streams/{name}/ends")
             values = np.empty(0, np.int64) if ends is None else np.asarray(ends[: self.episodes])
             if len(values) < self.episodes or np.any(np.diff(values, prepend=0) < 0):
-                raise _damaged(self.path, f"streams/{name}/ends does not name the end of every episode")
+                raise _damaged(self.location, f"streams/{name}/ends does not name the end of every episode")
             self._sample_ends[name] = values
         return int(self._sample_ends[name][episode - 1]) if episode else 0
 
@@ -131,7 +136,7 @@ class Dataset:
         rows = slice(self.samples_before(name, episode), self.samples_before(name, episode + 1))
         time, received = (self._open(f"streams/{name}/{kind}") for kind in ("time", "received"))
         if time is None or received is None:
-            raise _damaged(self.path, f"streams/{name} has no times")
+            raise _damaged(self.location, f"streams/{name} has no times")
         return Samples(np.asarray(time[rows]), np.asarray(received[rows]), rows)
 
     def at(self, name: str, episode: int, instants: np.ndarray) -> np.ndarray:
@@ -208,7 +213,7 @@ class Dataset:
         try:
             return dict(json.loads(str(array[episode % self.episodes])))  # pyright: ignore[reportOptionalSubscript]
         except (TypeError, ValueError, LookupError) as error:
-            raise _damaged(self.path, f"meta/episode_info of episode {episode} cannot be read") from error
+            raise _damaged(self.location, f"meta/episode_info of episode {episode} cannot be read") from error
 
     def times(self, name: str = storage.TICK) -> np.ndarray | None:
         """(N,) int64 ns of CLOCK_MONOTONIC: of the control steps, or when stream ``name`` was captured; 0 = not known.
@@ -245,11 +250,11 @@ class Dataset:
         if stream.interpolation == "previous":
             index = self._open(f"index/{name}")
             if index is None or index.shape[0] < stop:
-                raise _damaged(self.path, f"index/{name} is missing or too short")
+                raise _damaged(self.location, f"index/{name} is missing or too short")
             return self.take(name, np.asarray(index[start:stop]))
         ticks = self._open(f"time/{storage.TICK}")
         if ticks is None:
-            raise _damaged(self.path, "time/tick is missing")
+            raise _damaged(self.location, "time/tick is missing")
         instants = np.asarray(ticks[start:stop])
         episodes = np.searchsorted(self.episode_ends, np.arange(start, stop), side="right")
         out = np.zeros((stop - start, *stream.shape), stream.dtype)
@@ -299,18 +304,20 @@ class Dataset:
         if array is None:
             return None
         if array.shape[0] < self.steps:
-            raise _damaged(self.path, f"{name} has {array.shape[0]} rows of {self.steps}")
+            raise _damaged(self.location, f"{name} has {array.shape[0]} rows of {self.steps}")
         return np.asarray(array[: self.steps])
 
     def _open(self, name: str) -> zarr.Array | None:
-        if not (self.path / name / "zarr.json").exists():
+        if not self.location.exists(f"{name}/zarr.json"):
             return None
         try:
-            return storage.open_array(LocalStore(self.path, read_only=True), name)
+            return storage.open_array(self.location.store(), name)
         except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.path, f"{name}: {error}") from error
+            raise _damaged(self.location, f"{name}: {error}") from error
 
 
-def _damaged(path: Path, fault: str) -> DatasetError:
+def _damaged(location: Location, fault: str) -> DatasetError:
     line = " ".join(fault.split())
-    return DatasetError(f"dataset {path} is damaged: {line}; `robolearn data validate {path}` lists every fault")
+    return DatasetError(
+        f"dataset {location} is damaged: {line}; `robolearn data validate {location}` lists every fault"
+    )

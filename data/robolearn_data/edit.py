@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from robolearn_data import storage
 from robolearn_data.copying import EpisodeCopier, Progress, compression_of, new_dataset, no_writer
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError, sync_folder
 from robolearn_data.schema import Schema, UserError
 from robolearn_data.selection import SelectionError, episode_infos
 
@@ -109,7 +109,7 @@ def split(
         raise EditError("one part of the split would be empty; hold out some episodes and not all")
     for target in (train, held_out):
         if target.exists():
-            raise storage.DatasetError(f"{target} exists; choose another path")
+            raise DatasetError(f"{target} exists; choose another path")
     if train.absolute() == held_out.absolute():
         raise EditError("both parts have the same path; give two")
     count = _Count(progress, dataset.steps)
@@ -178,7 +178,7 @@ def convert(
         for episode in range(dataset.episodes):
             copier.copy(episode, writer)
             count.add(_steps(dataset, [episode]))
-        copy = Dataset.open(writer.path)
+        copy = Dataset.open(writer.location)
         for episode in range(dataset.episodes):
             for name in streams:
                 for row, block in copy.blocks(name, dataset.rows(episode)):
@@ -203,9 +203,9 @@ def exchange(a: Path, b: Path) -> None:
         if number == errno.EINVAL:
             raise EditError(f"the file system of {b} cannot exchange folders; the new copy is at {a}")
         raise OSError(number, os.strerror(number), str(a))
-    storage.sync_folder(a.parent)
+    sync_folder(a.parent)
     if b.parent != a.parent:
-        storage.sync_folder(b.parent)
+        sync_folder(b.parent)
 
 
 def _copy(dataset: Dataset, episodes: Sequence[int], target: Path, count: _Count) -> None:

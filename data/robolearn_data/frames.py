@@ -6,9 +6,7 @@ and hands every step to a thread. Here the index is read once, and a row is one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,21 +14,25 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.codecs.sharding import ShardingCodecIndexLocation
 from zarr.core.metadata import ArrayV3Metadata
-from zarr.storage import LocalStore
 
+from robolearn_data import shards
 from robolearn_data.codecs.chunk import ChunkCodec, CodecError
-from robolearn_data.storage import DatasetError
+from robolearn_data.folder import DatasetError, ReplacedError
+from robolearn_data.location import location_of
 
 _ABSENT = 2**64 - 1
 """Offset and length that a shard's index gives a chunk that was never written."""
+
+_TRIES = 20
+"""A writer may replace a shard between the reading of its index and of a row, once for each episode."""
 
 _Decode = Callable[[bytes, np.ndarray, int, int], None]
 """As ``ChunkCodec.decode_into``."""
 
 
 class _Shard(NamedTuple):
-    identity: tuple[int, int, int]
-    """inode, size and time of the file that the ranges belong to; a writer replaces shards as it appends."""
+    version: Any
+    """Of the file that the ranges belong to; a writer replaces shards as it appends."""
     ranges: np.ndarray
     """(chunks, 2) offset and length of each chunk in the file."""
 
@@ -39,22 +41,23 @@ class Frames:
     """Rows of one stream by number. Instances can be pickled, and shared by threads."""
 
     def __init__(self, array: zarr.Array) -> None:
-        """``array``: a sharded array on a local disk as ``storage.create_array`` makes it; see ``readable``.
+        """``array``: a sharded array of a dataset as ``storage.create_array`` makes it; see ``readable``.
 
         Raises:
             DatasetError: an array of another kind.
         """
         codecs = _inner_codecs(array)
-        store = array.store_path.store
-        if codecs is None or not isinstance(store, LocalStore) or array.shards is None:
-            raise DatasetError(f"{array.store_path} is not a local array of frames in shards; read it with zarr")
-        self.path = Path(store.root) / array.store_path.path
+        place = location_of(array)
+        if codecs is None or place is None or array.shards is None:
+            raise DatasetError(f"{array.store_path} is not an array of frames in shards; read it with zarr")
+        self.location, self.name = place
         self.shape = array.shape[1:]
         self.dtype = array.dtype
         self.rows = array.shape[0]
         self._fill = array.fill_value
         self._group = array.chunks[0]
         self._chunks = array.shards[0] // array.chunks[0]
+        self._sealed = shards.is_sealed(codecs)
         self._decode = _decoder(codecs)
         self._key_encoding = array.metadata.chunk_key_encoding  # pyright: ignore[reportAttributeAccessIssue]
         self._shards: dict[int, _Shard] = {}
@@ -62,8 +65,7 @@ class Frames:
     @staticmethod
     def readable(array: zarr.Array) -> bool:
         """Whether ``array`` can be read in this way."""
-        local = isinstance(array.store_path.store, LocalStore)
-        return local and array.shards is not None and _inner_codecs(array) is not None
+        return location_of(array) is not None and _inner_codecs(array) is not None
 
     def read(self, rows: Any) -> np.ndarray:
         """Rows of any shape (...,), repeated or not, as an array (..., H, W, C). Each is decoded once.
@@ -99,7 +101,7 @@ class Frames:
             else np.full_like(out, self._fill, shape=(rows[-1] - rows[0] + 1, *self.shape))
         )
         try:
-            self._decode(data, block, first, self._group)
+            self._decode(shards.unseal(data) if self._sealed else data, block, first, self._group)
         except CodecError as error:
             raise self._damaged(chunk // self._chunks, f"row {rows[0]} cannot be decoded: {error}") from error
         if len(places) > 1:
@@ -108,41 +110,42 @@ class Frames:
     def _bytes(self, chunk: int) -> bytes | None:
         """What is stored for a chunk, None when it was never written."""
         number, place = divmod(chunk, self._chunks)
-        file = self._file(number)
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except FileNotFoundError:
-            raise self._damaged(number, "the file is missing") from None
-        try:
-            status = os.fstat(descriptor)
-            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+        for _ in range(_TRIES):
             shard = self._shards.get(number)
-            if shard is None or shard.identity != identity:
-                shard = self._shards[number] = _Shard(identity, self._read_index(descriptor, status.st_size, number))
-            offset, length = map(int, shard.ranges[place])
-            if offset == length == _ABSENT:
-                return None
-            data = os.pread(descriptor, length, offset) if offset + length <= status.st_size else b""
-        finally:
-            os.close(descriptor)
-        if len(data) != length:
-            raise self._damaged(number, f"row {chunk * self._group} lies beyond the end of the file")
-        return data
+            try:
+                if shard is None:
+                    shard = self._shards[number] = self._read_index(number)
+                offset, length = map(int, shard.ranges[place])
+                if offset == length == _ABSENT:
+                    self.location.read_range(self._file(number), 0, 1, shard.version)  # not replaced since?
+                    return None
+                data, _ = self.location.read_range(self._file(number), offset, length, shard.version)
+            except ReplacedError:
+                self._shards.pop(number, None)
+                continue
+            except FileNotFoundError:
+                raise self._damaged(number, "the file is missing") from None
+            if len(data) != length:
+                raise self._damaged(number, f"row {chunk * self._group} lies beyond the end of the file")
+            return data
+        raise self._damaged(number, "the file is being replaced all the time")
 
-    def _read_index(self, descriptor: int, size: int, number: int) -> np.ndarray:
+    def _read_index(self, number: int) -> _Shard:
         import google_crc32c
 
         length = 16 * self._chunks
-        data = os.pread(descriptor, length + 4, max(size - length - 4, 0))
+        data, version = self.location.read_range(self._file(number), -length - 4, length + 4)
         if len(data) != length + 4 or google_crc32c.value(data[:length]) != int.from_bytes(data[length:], "little"):
             raise self._damaged(number, "the file is cut off or damaged: its index does not have its checksum")
-        return np.frombuffer(data, "<u8", length // 8).reshape(-1, 2)
+        return _Shard(version, np.frombuffer(data, "<u8", length // 8).reshape(-1, 2))
 
-    def _file(self, number: int) -> Path:
-        return self.path / self._key_encoding.encode_chunk_key((number, *[0] * len(self.shape)))
+    def _file(self, number: int) -> str:
+        return f"{self.name}/{self._key_encoding.encode_chunk_key((number, *[0] * len(self.shape)))}"
 
     def _damaged(self, number: int, fault: str) -> DatasetError:
-        return DatasetError(f"{self._file(number)}: {fault}; `robolearn data validate` lists every fault")
+        return DatasetError(
+            f"{self.location}/{self._file(number)}: {fault}; `robolearn data validate` lists every fault"
+        )
 
 
 def _inner_codecs(array: zarr.Array) -> tuple[Any, ...] | None:
@@ -159,10 +162,10 @@ def _inner_codecs(array: zarr.Array) -> tuple[Any, ...] | None:
     ):
         return None
     match sharding.codecs:
-        case (ChunkCodec(),):
+        case (ChunkCodec(),) | (ChunkCodec(), Crc32cCodec()):
             return sharding.codecs
-        case (BytesCodec(), BloscCodec()) if array.chunks[0] == 1 and array.dtype.isnative:
-            return sharding.codecs
+        case (BytesCodec(), BloscCodec(), *rest) if array.chunks[0] == 1 and array.dtype.isnative:
+            return sharding.codecs if rest in ([], [Crc32cCodec()]) else None
     return None
 
 

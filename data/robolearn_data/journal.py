@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data import storage
+from robolearn_data.folder import sync_folder
 
 Block = np.ndarray | list[bytes]
 """Rows of a column: an array (n, ...), or n encoded frames."""
@@ -157,7 +157,7 @@ def set_aside(root: Path) -> Path | None:
     number = 1 + max((int(p.stem) for p in folder.glob("*.journal") if p.stem.isdigit()), default=0)
     target = folder / f"{number:06d}.journal"
     path.rename(target)
-    storage.sync_folder(root)
+    sync_folder(root)
     return target
 
 

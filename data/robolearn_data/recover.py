@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robolearn_data import journal, storage
+from robolearn_data import journal
+from robolearn_data.bucket import Bucket
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import sync_folder
+from robolearn_data.location import Location, locate
 from robolearn_data.schema import UserError
 from robolearn_data.writer import DatasetWriter
 
@@ -29,18 +32,25 @@ class Recovery:
         return 0 if not self.losses else 3 if self.saved else 1
 
 
-def recover(path: str | Path, *, dry_run: bool = False) -> Recovery:
+def recover(path: str | Path | Location, *, dry_run: bool = False) -> Recovery:
     """Publish each unfinished episode of the dataset at ``path``, as far as its journal goes, with "recovered": true.
 
     A journal is removed once its episode is published; one with losses is kept beside it as ``.lossy``, so that nothing
     is thrown away. ``dry_run`` only reads.
 
+    In an object store there is no journal: there it lets go of the lock of a writer that was killed.
+
     Raises:
         DatasetError: no dataset there, damaged, or a writer is at work on it.
         OSError: the disk is full. Journals of episodes that are not saved yet stay.
     """
-    path = Path(path)
+    location = locate(path)
     result = Recovery(dry=dry_run)
+    if isinstance(location, Bucket):
+        if not dry_run:
+            location.break_lock()
+        return result
+    path = location.path
     with DatasetWriter.append(path) as writer:  # holds the lock, and sets the last writer's journal aside
         known = {str(Dataset.open(path).episode_info(i).get("uuid")) for i in range(writer.episodes)}
         for file in journal.unfinished(path):
@@ -80,7 +90,7 @@ def _recover(writer: DatasetWriter, file: Path, known: set[str], result: Recover
         file.rename(file.with_suffix(".lossy"))
     else:
         file.unlink()
-    storage.sync_folder(file.parent)
+    sync_folder(file.parent)
 
 
 class _Records:

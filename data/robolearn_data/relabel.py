@@ -16,9 +16,9 @@ from robolearn_data import storage
 from robolearn_data.copying import CLOCK_KEYS, no_writer
 from robolearn_data.dataset import Dataset
 from robolearn_data.edit import EditError, exchange
+from robolearn_data.folder import put, sync_tree
 from robolearn_data.schema import SchemaError
 from robolearn_data.selection import episode_infos
-from robolearn_data.writer import sync_tree
 
 UNDO = "undo"
 """Folder in a dataset where infos before each change are kept."""
@@ -53,7 +53,7 @@ def relabel(path: Path, episodes: Collection[int], changes: Mapping[str, Any], r
         number = 1 + max((int(file.stem[8:]) for file in _undo_files(path)), default=0)
         undo = path / UNDO / f"relabel-{number:06d}.json"
         old = {str(before[episode]["uuid"]): before[episode] for episode in episodes}
-        storage.put(undo, json.dumps(old, indent=1).encode(), durable=True)
+        put(undo, json.dumps(old, indent=1).encode(), durable=True)
         _replace(path, texts)
     return undo
 

@@ -11,6 +11,7 @@ from zarr.storage import LocalStore
 
 from robolearn_data import storage
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError
 from robolearn_data.schema import UserError
 
 _RANGE = re.compile(r"(-?\d+)(?:-(-?\d+))?")
@@ -31,7 +32,7 @@ def episode_infos(dataset: Dataset) -> list[dict[str, Any]]:
         return [dict(json.loads(str(text))) for text in texts]
     except (TypeError, ValueError):
         fault = f"{storage.INFO} cannot be read; `robolearn data validate {dataset.path}` says where"
-        raise storage.DatasetError(f"dataset {dataset.path} is damaged: {fault}") from None
+        raise DatasetError(f"dataset {dataset.path} is damaged: {fault}") from None
 
 
 def select_episodes(dataset: Dataset, text: str) -> list[int]:

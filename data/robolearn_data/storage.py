@@ -26,26 +26,25 @@ from the moment ``episode_ends`` names it. ``journal`` and ``unfinished`` are no
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, ShardingCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
+from zarr.abc.store import Store
+from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodec
 
 from robolearn_data import codecs
+from robolearn_data.bucket import ROOT
 from robolearn_data.codecs.chunk import ChunkCodec, CodecError
 from robolearn_data.codecs.h264 import H264Codec
 from robolearn_data.codecs.jpeg import JpegCodec
 from robolearn_data.codecs.jpegxl import JpegXlCodec
-from robolearn_data.schema import SchemaError, Stream, UserError
+from robolearn_data.folder import DatasetError
+from robolearn_data.location import Location
+from robolearn_data.schema import SchemaError, Stream
 
 FORMAT = 1
 ATTRIBUTE = "robolearn"
@@ -64,10 +63,6 @@ _PICTURES = 8
 """Frames of a group of H.264 pictures: reading a random one decodes half of them; 16 would save 6 % of the bytes."""
 
 codecs.register()  # entry points do it where the package is installed
-
-
-class DatasetError(UserError):
-    """A dataset is missing, damaged, of another kind, or used in a way that would harm it."""
 
 
 class Encoding(NamedTuple):
@@ -127,7 +122,8 @@ def encoding(compression: str, stream: Stream) -> Encoding:
 def compression_of(array: zarr.Array) -> str | None:
     """The name with which ``encoding`` makes an array of this one's codecs; None where there is none."""
     chain: tuple[Any, ...] = array.metadata.codecs  # pyright: ignore[reportAttributeAccessIssue]
-    codec = (chain[0].codecs if isinstance(chain[0], ShardingCodec) else chain)[-1]
+    inner = chain[0].codecs if isinstance(chain[0], ShardingCodec) else chain
+    codec = next(codec for codec in reversed(inner) if not isinstance(codec, Crc32cCodec))
     match codec:
         case JpegCodec(quality=quality):
             return f"jpeg-{quality}"
@@ -155,14 +151,14 @@ def default_compression(stream: Stream) -> str:
 
 def _blosc(dtype: np.dtype[Any], level: int, shuffle: Literal["noshuffle", "shuffle", "bitshuffle"]) -> Encoding:
     codec = BloscCodec(typesize=dtype.itemsize, cname="zstd", clevel=level, shuffle=shuffle)
-    return Encoding({"compressors": [codec]})
+    return Encoding({"compressors": [codec, Crc32cCodec()]})
 
 
 def _frames(codec: ChunkCodec, stream: Stream, *, group: int = 1, shrinks: int = 1) -> Encoding:
     codec.check((group, *stream.shape), np.dtype(stream.dtype))
     if not is_framed(stream):
         raise CodecError("it takes streams of kind 'image'")
-    return Encoding({"serializer": codec, "compressors": None}, group, shrinks)
+    return Encoding({"serializer": codec, "compressors": [Crc32cCodec()] if group == 1 else None}, group, shrinks)
 
 
 def rows_per_file(stream: Stream, how: Encoding | None = None) -> int:
@@ -181,7 +177,7 @@ def is_framed(stream: Stream) -> bool:
 
 
 def create_array(
-    store: LocalStore, name: str, stream: Stream, *, rows: int = 0, fill: Any = 0, compression: str | None = None
+    store: Store, name: str, stream: Stream, *, rows: int = 0, fill: Any = 0, compression: str | None = None
 ) -> zarr.Array:
     """Make ``name`` with ``rows`` rows that read as ``fill``.
 
@@ -204,7 +200,7 @@ def create_array(
     )
 
 
-def open_array(store: LocalStore, name: str, mode: str = "r") -> zarr.Array:
+def open_array(store: Store, name: str, mode: str = "r") -> zarr.Array:
     return zarr.open_array(store, path=name, mode=mode, zarr_format=3, config={"write_empty_chunks": True})  # pyright: ignore[reportArgumentType]
 
 
@@ -214,74 +210,45 @@ def with_length(array: zarr.Array, rows: int) -> zarr.Array:
     return zarr.Array(zarr.AsyncArray(metadata, array.store_path, config={"write_empty_chunks": True}))  # pyright: ignore[reportArgumentType]
 
 
-def set_length(root: Path, name: str, rows: int, *, durable: bool) -> None:
+def set_length(location: Location, name: str, rows: int, *, durable: bool) -> None:
     """Publish the number of rows of an array in one atomic write. zarr's own resize first lists every chunk of it."""
-    path = root / name / "zarr.json"
-    metadata = json.loads(path.read_bytes())
+    key = f"{name}/zarr.json"
+    metadata = json.loads(location.read(key))
     if metadata["shape"][0] != rows:
         metadata["shape"][0] = rows
-        put(path, json.dumps(metadata, indent=2).encode(), durable=durable)
+        location.put(key, json.dumps(metadata, indent=2).encode(), durable=durable)
 
 
-def put(path: Path, value: Any, *, durable: bool) -> None:
-    """Replace a file whole. ``durable`` waits until it is on the medium, so that no later write precedes it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The same name every time, so that killed writers leave no heap of them.
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(value)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the medium."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class DurableStore(LocalStore):
-    """A local store whose every write has reached the medium when it returns; zarr's own leaves that to the kernel."""
-
-    async def set(self, key: str, value: Buffer) -> None:
-        self._check_writable()
-        await asyncio.to_thread(put, self.root / key, value.as_buffer_like(), durable=True)
-
-
-def read_attributes(path: Path) -> Mapping[str, Any]:
-    """The "robolearn" attribute of the group at ``path``.
+def read_attributes(location: Location) -> Mapping[str, Any]:
+    """The "robolearn" attribute of the group at ``location``.
 
     Raises:
         DatasetError: nothing there, something of another kind, or another version of the format.
     """
-    if not path.exists():
-        raise DatasetError(
-            f"no dataset at {path}; check the path, or make one: `robolearn collect`, `robolearn data import`"
-        )
-    if (path / ".zgroup").exists():
-        hint = "not a robolearn dataset"
-        if (path / "meta" / "episode_ends").exists():
-            hint = f"import it: `robolearn data import --format diffusion_policy {path} NEW.zarr`"
-        raise DatasetError(f"{path} is a zarr v2 store; {hint}")
-    other = f"{path} is not a robolearn dataset; give the folder that `robolearn collect` or `data import` made"
-    if not (path / "zarr.json").is_file():
-        raise DatasetError(other)
     try:
-        value = json.loads((path / "zarr.json").read_bytes())["attributes"][ATTRIBUTE]
+        root = location.read(ROOT)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise DatasetError(_what_else(location)) from None
+    try:
+        value = json.loads(root)["attributes"][ATTRIBUTE]
         version = value["format"]
     except (ValueError, KeyError, TypeError):
-        raise DatasetError(other) from None
+        raise DatasetError(_NO_DATASET.format(location)) from None
     if version != FORMAT:
-        raise DatasetError(f"{path} has dataset format {version!r}, this version reads {FORMAT}; update robolearn")
+        raise DatasetError(f"{location} has dataset format {version!r}, this version reads {FORMAT}; update robolearn")
     return value
+
+
+_NO_DATASET = "{} is not a robolearn dataset; give the folder that `robolearn collect` or `data import` made"
+
+
+def _what_else(location: Location) -> str:
+    """What is wrong with a place that has no root."""
+    if not location.exists():
+        return f"no dataset at {location}; check the path, or make one: `robolearn collect`, `robolearn data import`"
+    if not location.exists(".zgroup"):
+        return _NO_DATASET.format(location)
+    hint = "not a robolearn dataset"
+    if location.exists("meta/episode_ends/.zarray"):
+        hint = f"import it: `robolearn data import --format diffusion_policy {location} NEW.zarr`"
+    return f"{location} is a zarr v2 store; {hint}"

@@ -11,6 +11,7 @@ import zarr
 from zarr.storage import LocalStore
 
 from robolearn_data import storage
+from robolearn_data.folder import Folder
 from robolearn_data.schema import Schema, SchemaError, Stream
 
 
@@ -24,7 +25,7 @@ def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = 
         DatasetError: there is no robolearn dataset of this format version at ``path``.
     """
     path = Path(path)
-    attributes = storage.read_attributes(path)
+    attributes = storage.read_attributes(Folder(path))
     try:
         schema = Schema.from_json(attributes.get("schema"))
     except SchemaError as error:

@@ -92,14 +92,14 @@ def validate(options: Validate) -> int:
 
 def plot(options: Plot) -> int:
     """draw an episode as an HTML page"""
-    from robolearn_data import storage
     from robolearn_data.dataset import Dataset
+    from robolearn_data.folder import put
     from robolearn_data.plot import episode_page
 
     if options.out.is_dir():
         raise UsageError(f"--out {options.out} is a folder; name a file such as episode.html")
     page = episode_page(Dataset.open(options.path), options.episode)
-    storage.put(options.out, page.encode(), durable=False)
+    put(options.out, page.encode(), durable=False)
     print(f"{options.out}: {len(page) / 1000:.0f} KB")
     return 0
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from robolearn_data.folder import DatasetError, sync_folder, sync_tree
 from robolearn_data.formats import Progress
 from robolearn_data.schema import Schema, SchemaError, UserError
-from robolearn_data.storage import DatasetError, sync_folder
-from robolearn_data.writer import DatasetWriter, sync_tree
+from robolearn_data.writer import DatasetWriter
 
 _PIECE_BYTES = 64 * 2**20
 _ROW_BYTES = 256 * 2**20
