@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError
 from robolearn_data.reading import View, WindowReader, image_bytes
 from robolearn_data.resample import blend
 from robolearn_data.schema import Schema, SchemaError, Stream
-from robolearn_data.storage import DatasetError
 from robolearn_data.writer import DatasetWriter
 
 CONTROL_HZ = 10.0

@@ -76,7 +76,7 @@ def config(policy: str = "flow", **changes: object) -> TrainConfig:
     return replace(base, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def run(settings: TrainConfig, data: Path | list[Path], out: Path, **options: object) -> Policy:
+def run(settings: TrainConfig, data: Path | list[str | Path], out: Path, **options: object) -> Policy:
     with processes("cpu") as group:
         paths = data if isinstance(data, list) else [data]
         return train(settings, paths, out, group, **options)  # pyright: ignore[reportArgumentType]
@@ -249,6 +249,21 @@ def test_streams_with_rates_of_their_own_are_learned_from_at_the_control_steps(t
     np.testing.assert_allclose(after[:, 1], data.read("force")[rows], rtol=1e-6)
     run(settings, path, tmp_path / "run", images="disk", workers=1)
     load_policy(tmp_path / "run")
+
+
+def test_a_dataset_in_an_object_store_trains_the_same_policy(dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("obstore", reason="needs robolearn[cloud]")
+    url = f"memory://{tmp_path.name}/circle.zarr"
+    data = Dataset.open(dataset)
+    with DatasetWriter.create(url, SCHEMA, compression={"img": "zstd-1"}) as writer:
+        for episode in range(data.episodes):
+            writer.extend(data.episode(episode))
+            writer.save_episode()
+    settings = config(observe=("state", "img"), steps=4, checkpoint_every=4)
+    run(settings, [dataset], tmp_path / "folder", images="memory")
+    run(settings, [url], tmp_path / "url", images="disk", workers=2)
+    here, there = (load_file(tmp_path / name / "training.safetensors") for name in ("folder", "url"))
+    assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 def test_processes_read_only_their_share_of_each_batch(dataset: Path, second: Path) -> None:

@@ -16,9 +16,10 @@ from typing import Literal
 import numpy as np
 
 from robolearn_data.dataset import Dataset
+from robolearn_data.folder import DatasetError
 from robolearn_data.resample import blend, places
 from robolearn_data.schema import Interpolation, SchemaError, Stream
-from robolearn_data.storage import BLOCK_BYTES, DatasetError
+from robolearn_data.storage import BLOCK_BYTES
 
 ImagePlace = Literal["memory", "disk"]
 
@@ -73,7 +74,7 @@ class WindowReader:
         native = [name for name, stream in streams.items() if stream.is_native]
         self._ticks = dataset.times() if native else None
         if native and self._ticks is None:
-            raise DatasetError(f"{dataset.path} has no times of its control steps, by which {native[0]!r} is found")
+            raise DatasetError(f"{dataset.location} has no times of its control steps, by which {native[0]!r} is found")
         self._samples = {name: _Samples(dataset, name) for name in native}
         self._valid = {name: dataset.valid(name) for name in streams if name not in native}
         self._held: dict[str, np.ndarray] = {}
@@ -164,7 +165,7 @@ class _Samples:
         self._first = np.array([dataset.samples_before(name, e) for e in range(dataset.episodes + 1)])
         array = dataset._open(f"streams/{name}/time")  # all at once: `Dataset.samples` opens it for each episode
         if array is None or array.shape[0] < self._first[-1]:
-            raise DatasetError(f"dataset {dataset.path} is damaged: streams/{name}/time is missing or too short")
+            raise DatasetError(f"dataset {dataset.location} is damaged: streams/{name}/time is missing or too short")
         times = np.asarray(array[: int(self._first[-1])])
         counts = np.diff(self._first)
         filled = np.flatnonzero(counts)
@@ -175,7 +176,7 @@ class _Samples:
         self._base = np.cumsum(self._reach + 2) - self._reach
         self._keys = times + np.repeat(self._base - self._start, counts)
         if np.any(np.diff(self._keys) <= 0):
-            raise DatasetError(f"dataset {dataset.path} is damaged: streams/{name}/time does not increase")
+            raise DatasetError(f"dataset {dataset.location} is damaged: streams/{name}/time does not increase")
 
     def find(
         self, episode: np.ndarray, instants: np.ndarray, seen_by: np.ndarray | None, how: Interpolation

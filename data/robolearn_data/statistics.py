@@ -125,7 +125,7 @@ def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str)
         raise SchemaError(f"stream {name!r} holds images, whose scale is fixed (0 to 255); take another stream")
     for dataset, _ in parts:
         if dataset.schema.stream(name).shape != stream.shape:
-            raise SchemaError(f"stream {name!r} has not the same shape in all datasets: not in {dataset.path}")
+            raise SchemaError(f"stream {name!r} has not the same shape in all datasets: not in {dataset.location}")
     chosen = [_chosen(dataset, name, episodes) for dataset, episodes in parts]
     total = sum(int(use.sum()) for use in chosen)
     if not total:
@@ -145,7 +145,7 @@ def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str)
                 continue
             if not np.isfinite(values).all():
                 raise SchemaError(
-                    f"stream {name!r} of {dataset.path} holds NaN or infinity; `robolearn data validate` says where"
+                    f"stream {name!r} of {dataset.location} holds NaN or infinity; `robolearn data validate` says where"
                 )
             block_mean = values.mean(0)
             step = block_mean - mean

@@ -31,9 +31,9 @@ class Options:
     """
 
     datasets: tyro.conf.Positional[
-        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DATASET [DATASET ...]", help_behavior_hint="(one or more)")]
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATASET [DATASET ...]", help_behavior_hint="(one or more)")]
     ]
-    """Dataset folders (see `robolearn data info`)."""
+    """Dataset folders or URLs (see `robolearn data info`)."""
     out: Path = Path("runs/train")
     """Run folder."""
     policy: Literal["flow", "diffusion"] = "flow"

@@ -153,7 +153,7 @@ def _tensor(values: np.ndarray, stream: Stream) -> Tensor:
 
 def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:
     with Progress(transient=True, disable=not (talk and sys.stdout.isatty())) as bar:
-        task = bar.add_task(f"load {source.dataset.path.name}", total=None)
+        task = bar.add_task(f"load {source.dataset.location.name}", total=None)
         return WindowReader(
             source.dataset,
             views,

@@ -34,7 +34,7 @@ REPORT_EVERY = 50
 
 def train(
     config: TrainConfig,
-    datasets: Sequence[Path],
+    datasets: Sequence[str | Path],
     run: Path,
     group: Processes,
     *,
@@ -47,6 +47,7 @@ def train(
     """Train a policy and write checkpoints, metrics and state into the folder ``run``.
 
     Args:
+        datasets: folders or URLs.
         group: this process and its siblings, from ``processes()``.
         make_world: world to evaluate in every ``config.eval_every`` steps.
         resume: go on from the state in ``run``.

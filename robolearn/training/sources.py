@@ -10,6 +10,7 @@ from pathlib import Path
 from robolearn.policies.spec import PolicySpec
 from robolearn.training.config import ConfigError, TrainConfig
 from robolearn_data.dataset import Dataset
+from robolearn_data.location import Location
 from robolearn_data.mixture import held_out
 from robolearn_data.reading import dtype_as_read
 from robolearn_data.schema import SchemaError, Stream
@@ -30,7 +31,7 @@ class Source:
     """Of those that are not, on which the loss is reported."""
 
 
-def open_sources(paths: Sequence[Path], part_held_out: float = 0.0) -> list[Source]:
+def open_sources(paths: Sequence[str | Path], part_held_out: float = 0.0) -> list[Source]:
     """Open datasets and hold out a part of the episodes of each: the same ones whatever the seed of the run.
 
     Raises:
@@ -87,7 +88,7 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
         components=components,
     )
     for source in sources[1:]:
-        _check_agrees(source.dataset, spec, sources[0].dataset.path)
+        _check_agrees(source.dataset, spec, sources[0].dataset.location)
     return spec
 
 
@@ -103,19 +104,19 @@ def fingerprint(sources: Sequence[Source]) -> str:
     return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
 
 
-def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Path) -> None:
-    hint = "train on datasets of one kind"
-    if abs(dataset.schema.rate_hz - spec.rate_hz) > 1e-6 * spec.rate_hz:
-        rates = (
-            f"{dataset.path} has a control rate of {dataset.schema.rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz"
-        )
-        raise ConfigError(f"{rates}; {hint}")
+def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
+    here, hint = dataset.location, "train on datasets of one kind"
+    rate_hz = dataset.schema.rate_hz
+    if abs(rate_hz - spec.rate_hz) > 1e-6 * spec.rate_hz:
+        raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
     for name, ours in {**spec.observation, "action": spec.action}.items():
         theirs = dataset.schema.streams.get(name)
         if theirs is None:
-            raise ConfigError(f"{dataset.path} has no stream {name!r}, which {first} has; {hint}")
+            raise ConfigError(f"{here} has no stream {name!r}, which {first} has; {hint}")
         for field in _MEANING:
             a, b = getattr(ours, field), getattr(theirs, field)
             unstated = field in ("names", "unit", "frame") and not (a and b)
             if a != b and not unstated:
-                raise ConfigError(f"stream {name!r} has {field} {b!r} in {dataset.path} and {a!r} in {first}; {hint}")
+                raise ConfigError(f"stream {name!r} has {field} {b!r} in {here} and {a!r} in {first}; {hint}")
+        if theirs.kind == "image" and dtype_as_read(theirs) != "uint8":
+            raise ConfigError(f"stream {name!r} holds {theirs.dtype} pictures in {here}; a policy sees 8-bit ones")
