@@ -10,13 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from robolearn_data.schema import UserError
 
 T = TypeVar("T")
+
+DatasetPath = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]
+"""A dataset in a folder, or in an object store: s3://bucket/name."""
 
 _MARKERS = (tyro.conf.AvoidSubcommands, tyro.conf.PositionalMetavarFromFieldName)
 
