@@ -17,14 +17,11 @@ import numpy as np
 
 from robolearn_data.dataset import Dataset
 from robolearn_data.folder import DatasetError
-from robolearn_data.resample import blend, places
+from robolearn_data.resample import STALE_PERIODS, blend, places
 from robolearn_data.schema import Interpolation, SchemaError, Stream
 from robolearn_data.storage import BLOCK_BYTES
 
 ImagePlace = Literal["memory", "disk"]
-
-_STALE = 1.5
-"""Periods after which the newest sample of a native stream counts as a hole, as in the dataset's ``valid``."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +160,7 @@ class _Samples:
     def __init__(self, dataset: Dataset, name: str) -> None:
         self._period_ns = 1e9 / dataset.schema.stream(name).rate_hz
         self._first = np.array([dataset.samples_before(name, e) for e in range(dataset.episodes + 1)])
-        array = dataset._open(f"streams/{name}/time")  # all at once: `Dataset.samples` opens it for each episode
-        if array is None or array.shape[0] < self._first[-1]:
-            raise DatasetError(f"dataset {dataset.location} is damaged: streams/{name}/time is missing or too short")
-        times = np.asarray(array[: int(self._first[-1])])
+        times = dataset.sample_times(name)
         counts = np.diff(self._first)
         filled = np.flatnonzero(counts)
         self._start, last = np.zeros((2, len(counts)), np.int64)
@@ -195,7 +189,7 @@ class _Samples:
             last = np.searchsorted(self._keys, self._key(episode, seen_by), side="right") - 1
         before, share = places(self._keys, keys.reshape(-1), how, first.reshape(-1), last.reshape(-1))
         before = np.where(last < first, -1, before.reshape(keys.shape))
-        stale = (newest < first) | (keys - self._keys[newest] >= _STALE * self._period_ns)
+        stale = (newest < first) | (keys - self._keys[newest] >= STALE_PERIODS * self._period_ns)
         return before, share.reshape(keys.shape), stale
 
     def _key(self, episode: np.ndarray, instants: np.ndarray) -> np.ndarray:
