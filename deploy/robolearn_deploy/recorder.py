@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from robolearn_data import journal
 from robolearn_data.recorder import Count, Recorder
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.writer import DatasetWriter
@@ -78,10 +79,11 @@ class RingSource:
         start = self._next
         records, self._next = self._ring.drain(start)
         self._lost += self._next - start - len(records)
-        self._fetched.append(records)
+        if len(records) or not self._fetched:
+            self._fetched.append(records)
 
 
-def _fetch_for_ever(sources: Sequence[RingSource], end: threading.Event) -> None:
+def _fetch_for_ever(sources: Iterable[RingSource], end: threading.Event) -> None:
     while not end.wait(POLL_S):
         for source in sources:
             source.fetch()
@@ -186,22 +188,10 @@ def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Co
 
     with contextlib.ExitStack() as stack:
         try:
-            writer = DatasetWriter.append(path)
+            recorder = _open(stack, path, steps, sources, warn)
         except (UserError, OSError) as error:
             pipe.send(("error", f"nothing can be recorded in {path}: {_explain(error)}"))
             return
-        stack.callback(writer.close, keep_unfinished=True)
-        rings = {name: stack.enter_context(Ring.attach(handle)) for name, handle in sources.items()}
-        native = {name: RingSource(ring) for name, ring in rings.items()}
-        aligned = RingSource(stack.enter_context(Ring.attach(steps)))
-        recorder = Recorder(writer, aligned, native, warn=warn)
-        end = threading.Event()
-        fetching = threading.Thread(target=_fetch_for_ever, args=([aligned, *native.values()], end))
-        fetching.start()
-        stack.callback(fetching.join)
-        stack.callback(end.set)
-        if writer.left_behind:
-            warn(f"an episode before was not saved; when recording is over, `robolearn data recover {path}` saves it")
         pipe.send(("ok", None))
         failure = ""
         while True:
@@ -221,6 +211,28 @@ def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Co
                 pipe.send(("ok", None))
                 return
             pipe.send(_answer(recorder, what, arguments, failure, warnings))
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    path: Path,
+    steps: RingHandle,
+    sources: Mapping[str, RingHandle],
+    warn: Callable[[str], None],
+) -> Recorder:
+    writer = DatasetWriter.append(path)
+    stack.callback(writer.close, keep_unfinished=True)
+    rings = {name: stack.enter_context(Ring.attach(handle)) for name, handle in {"steps": steps, **sources}.items()}
+    every = {name: RingSource(ring) for name, ring in rings.items()}
+    recorder = Recorder(writer, every["steps"], {name: every[name] for name in sources}, warn=warn)
+    end = threading.Event()
+    fetching = threading.Thread(target=_fetch_for_ever, args=(list(every.values()), end))
+    fetching.start()
+    stack.callback(fetching.join)
+    stack.callback(end.set)
+    if journal.unfinished(path):
+        warn(f"an episode before was not saved; when recording is over, `robolearn data recover {path}` saves it")
+    return recorder
 
 
 def _stopped(path: Path, error: Exception) -> str:
