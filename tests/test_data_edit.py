@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
-from robolearn_data.edit import EditError, choose_held_out, convert, delete, merge, split
+from robolearn_data.edit import EditError, convert, delete, merge, split
 from robolearn_data.relabel import relabel, undo_relabel
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.selection import SelectionError, select_episodes
@@ -212,12 +212,6 @@ def test_wrong_selections_are_one_clear_line(path: Path, text: str) -> None:
     with pytest.raises(SelectionError) as error:
         select_episodes(Dataset.open(path), text)
     assert "\n" not in str(error.value)
-
-
-def test_held_out_episodes_depend_on_the_seed_alone() -> None:
-    assert choose_held_out(10, 0.2, 3) == choose_held_out(10, 0.2, 3)
-    assert len(choose_held_out(10, 0.01, 0)) == 1
-    assert len({tuple(choose_held_out(50, 0.2, seed)) for seed in range(5)}) > 1
 
 
 def die_at(nth: int, change: Callable[..., Any], *arguments: Any) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robolearn_data import shards, storage
 from robolearn_data.copying import Progress
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Stream
@@ -21,6 +22,7 @@ _JUMP = 20.0  # times the 99.9 % quantile of step sizes
 _SATURATED = 0.02  # share of rows at exactly the same extreme value
 _GAP_PERIODS = 3.0
 _HOLE_S = 1.0
+_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,12 @@ def inspect(dataset: Dataset, *, progress: Progress | None = None) -> list[Findi
     for name, stream in order:
         found += _holes(dataset, name)
         if stream.kind == "image":
-            found += _frozen(dataset, name, motion)
-        elif dataset.steps:
+            for share, same in _repeated(dataset, name):
+                if progress:
+                    progress(done + round(share * dataset.steps), total)
+                if same is not None:
+                    found += _frozen(dataset, name, same, motion)
+        elif dataset.steps and not storage.is_framed(stream):
             values = dataset.read(name).reshape(dataset.steps, -1)
             for episode, digest in enumerate(digests):
                 digest.update(np.ascontiguousarray(values[dataset.rows(episode)]).tobytes())
@@ -73,7 +79,7 @@ def inspect(dataset: Dataset, *, progress: Progress | None = None) -> list[Findi
             if stream.kind == "state" and values.dtype.kind == "f":
                 found += _jumps(dataset, name, stream, values)
                 low, high = np.quantile(values, [0.01, 0.99], axis=0)
-                motion.append(values / np.where(high > low, high - low, np.inf))
+                motion.append((values / np.where(high > low, high - low, np.inf)).astype(np.float32))
         done += dataset.steps
         if progress:
             progress(done, total)
@@ -116,20 +122,37 @@ def _holes(dataset: Dataset, name: str) -> Iterator[Finding]:
                 yield Finding("hole", name, episode, (first, last), what, "check the device's cable and load")
 
 
-def _frozen(dataset: Dataset, name: str, motion: list[np.ndarray]) -> Iterator[Finding]:
+def _repeated(dataset: Dataset, name: str) -> Iterator[tuple[float, np.ndarray | None]]:
+    """Share of the pictures that were compared, and at last which rows (N,) show the same picture as the row before.
+
+    Pictures that are encoded one by one are compared as they are stored: the same bytes are the same picture.
+    """
+    array, stream = dataset.array(name), dataset.schema.streams[name]
+    count = dataset.samples_before(name, dataset.episodes) if stream.is_native else dataset.steps
+    pictures = np.zeros(count, np.int64)  # a number for each that is unlike the one before
+    last = None
+    is_stored = shards.is_one_by_one(array)
+    decoded = max(_PIECE_BYTES // (stream.size * array.dtype.itemsize), 1)
+    piece = array.shards[0] if is_stored and array.shards else decoded
+    for start in range(0, count, piece):
+        rows = slice(start, min(start + piece, count))
+        stored = shards.stored_rows(array, rows) if is_stored else None
+        if stored is None:
+            stored = [picture.tobytes() for picture in dataset.take(name, np.arange(rows.start, rows.stop))]
+        for row, picture in enumerate(stored, start):
+            pictures[row] = picture != last
+            last = picture
+        yield rows.stop / count, None
+    pictures = np.cumsum(pictures)
+    if stream.is_native:
+        shown = np.asarray(storage.open_array(dataset.location.store(), f"index/{name}")[: dataset.steps], np.int64)
+        pictures = np.where(shown < 0, -1, pictures[np.maximum(shown, 0)]) if count else shown
+    yield 1.0, np.diff(pictures, prepend=-2) == 0
+
+
+def _frozen(dataset: Dataset, name: str, same: np.ndarray, motion: list[np.ndarray]) -> Iterator[Finding]:
     """Stretches in which valid pictures do not change at all although some state component moves."""
-    same = np.zeros(dataset.steps, bool)  # as the row before
-    last: np.ndarray | None = None
-    for row, block in dataset.blocks(name):
-        flat = block.reshape(len(block), -1)
-        if last is not None:
-            same[row] = np.array_equal(flat[0], last)
-        # A few bytes differ in nearly every pair, so that few pictures are compared whole.
-        maybe = np.flatnonzero((flat[1:, ::97] == flat[:-1, ::97]).all(1)) + 1
-        for i in maybe.tolist():
-            same[row + i] = np.array_equal(flat[i], flat[i - 1])
-        last = flat[-1].copy()
-    same &= dataset.valid(name)
+    same = same & dataset.valid(name)
     least = max(round(FROZEN_S * dataset.schema.rate_hz), 3)
     for episode in range(dataset.episodes):
         rows = dataset.rows(episode)

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
+from zarr.abc.store import Store
 
-from robolearn_data import storage
-from robolearn_data.folder import Folder
+from robolearn_data import shards, storage
+from robolearn_data.codecs.chunk import CodecError
+from robolearn_data.folder import DatasetError
+from robolearn_data.location import Location, locate
 from robolearn_data.schema import Schema, SchemaError, Stream
 
+_PIECE_BYTES = 32 * 2**20
 
-def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
+
+def validate(path: str | Path | Location, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Read the whole dataset and return its faults, one line each; empty when it is whole.
+
+    Pictures with a checksum each are compared with it and not decoded.
 
     Args:
         progress: called with (rows checked, rows to check) over all streams.
@@ -24,13 +30,13 @@ def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = 
     Raises:
         DatasetError: there is no robolearn dataset of this format version at ``path``.
     """
-    path = Path(path)
-    attributes = storage.read_attributes(Folder(path))
+    location = locate(path)
+    attributes = storage.read_attributes(location)
     try:
         schema = Schema.from_json(attributes.get("schema"))
     except SchemaError as error:
         return [f"zarr.json: {error}"]
-    store = LocalStore(path, read_only=True)
+    store = location.store()
     try:
         ends = np.asarray(storage.open_array(store, storage.ENDS)[:])
     except Exception as error:
@@ -50,19 +56,19 @@ def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = 
     for name, stream in schema.streams.items():
         stream_ends = ends
         if stream.is_native:
-            stream_ends, found = _sample_ends(path, store, name, ends)
+            stream_ends, found = _sample_ends(location, store, name, ends)
             faults += found
-        for rows, found in _stream_faults(path, store, name, stream, stream_ends):
+        for rows, found in _stream_faults(location, store, name, stream, stream_ends):
             faults += found
             done += rows
             if progress:
                 progress(done, steps * len(schema.streams))
     for name in (storage.TICK, *schema.streams):
-        faults += _time_faults(path, store, f"time/{name}", ends, strict=name == storage.TICK)
+        faults += _time_faults(location, store, f"time/{name}", ends, strict=name == storage.TICK)
     return faults
 
 
-def _sample_ends(path: Path, store: LocalStore, name: str, ends: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _sample_ends(location: Location, store: Store, name: str, ends: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Where a native stream's samples end, episode by episode, and what is wrong with its ends, times and index."""
     where = f"streams/{name}"
     array, fault = _open(store, f"{where}/ends", len(ends))
@@ -71,7 +77,7 @@ def _sample_ends(path: Path, store: LocalStore, name: str, ends: np.ndarray) -> 
     found = np.asarray(array[: len(ends)])
     if found.dtype != np.int64 or found.ndim != 1 or np.any(np.diff(found, prepend=0) < 0):
         return np.empty(0, np.int64), [f"{where}/ends: must be int64 that do not decrease"]
-    faults = _time_faults(path, store, f"{where}/time", found, strict=True)
+    faults = _time_faults(location, store, f"{where}/time", found, strict=True)
     steps = int(ends[-1]) if len(ends) else 0
     index, fault = _open(store, f"index/{name}", steps)
     if index is None:
@@ -90,7 +96,7 @@ def _sample_ends(path: Path, store: LocalStore, name: str, ends: np.ndarray) -> 
 
 
 def _stream_faults(
-    path: Path, store: LocalStore, name: str, stream: Stream, ends: np.ndarray
+    location: Location, store: Store, name: str, stream: Stream, ends: np.ndarray
 ) -> Iterator[tuple[int, list[str]]]:
     """Checks a stream file by file: yields rows checked and the faults among them."""
     steps = int(ends[-1]) if len(ends) else 0
@@ -103,35 +109,70 @@ def _stream_faults(
         yield steps, [f"{where}: is {array.dtype}{array.shape[1:]}, the schema says {stream.dtype}{stream.shape}"]
         return
     valid = np.ones(steps, bool)
-    if not stream.is_native and (path / "valid" / name).exists():
+    if not stream.is_native and location.exists(f"valid/{name}/zarr.json"):
         mask, fault = _open(store, f"valid/{name}", steps)
         if mask is None:
             yield 0, [fault]
         else:
             valid = np.asarray(mask[:steps])
     unit = (array.shards or array.chunks)[0]
+    has_checksums = shards.is_one_by_one(array) and shards.is_sealed(shards.inner_codecs(array))
     for start in range(0, steps, unit):
         stop = min(start + unit, steps)
         key = array.metadata.encode_chunk_key((start // unit, *[0] * len(stream.shape)))
-        if not (path / where / key).exists():
+        if not location.exists(f"{where}/{key}"):
             yield stop - start, [f"{where}: rows {start} to {stop - 1} are gone (file {key}), {_episode(ends, start)}"]
             continue
+        if has_checksums and array.dtype.kind != "f":
+            faults = _checksum_faults(location, array, f"{where}/{key}", start, stop)
+        else:
+            faults = _decoding_faults(array, start, stop, valid)
+        yield stop - start, [f"{where}: {what} (file {key}), {_episode(ends, row)}" for row, what in faults]
+
+
+def _checksum_faults(
+    location: Location, array: zarr.Array, key: str, start: int, stop: int
+) -> Iterator[tuple[int, str]]:
+    """First row and fault of the rows of a shard that are not what was written."""
+    try:
+        frames = shards.unpack(location, key, array.shards[0])[: stop - start]  # pyright: ignore[reportOptionalSubscript]
+    except (DatasetError, OSError) as error:
+        yield start, f"rows {start} to {stop - 1} cannot be decoded: {_line(error)}"
+        return
+    wrong = [start + i for i, frame in enumerate(frames) if frame is None or not _has_its_checksum(frame)]
+    if wrong:
+        rows = f"row {wrong[0]} does" if len(wrong) == 1 else f"{len(wrong)} rows from row {wrong[0]} do"
+        yield wrong[0], f"{rows} not have the checksum written with it"
+
+
+def _has_its_checksum(frame: bytes) -> bool:
+    try:
+        shards.unseal(frame)
+    except CodecError:
+        return False
+    return True
+
+
+def _decoding_faults(array: zarr.Array, start: int, stop: int, valid: np.ndarray) -> Iterator[tuple[int, str]]:
+    """First row and fault of the rows of a file that cannot be decoded, or are not finite numbers."""
+    row_bytes = max(array.nbytes // max(array.shape[0], 1), 1)
+    piece = max(_PIECE_BYTES // row_bytes // array.chunks[0], 1) * array.chunks[0]
+    for first in range(start, stop, piece):
+        last = min(first + piece, stop)
         try:
-            block = np.asarray(array[start:stop])
+            block = np.asarray(array[first:last])
         except Exception as error:
-            yield stop - start, [f"{where}: rows {start} to {stop - 1} cannot be decoded (file {key}): {_line(error)}"]
+            yield first, f"rows {first} to {last - 1} cannot be decoded: {_line(error)}"
             continue
-        found = []
         if block.dtype.kind == "f":
-            wrong = ~np.isfinite(block).reshape(len(block), -1).all(1) & valid[start:stop]
+            wrong = ~np.isfinite(block).reshape(len(block), -1).all(1) & valid[first:last]
             if wrong.any():
-                row = start + int(np.argmax(wrong))
-                found = [f"{where}: NaN or infinity in {int(wrong.sum())} rows from row {row}, {_episode(ends, row)}"]
-        yield stop - start, found
+                row = first + int(np.argmax(wrong))
+                yield row, f"NaN or infinity in {int(wrong.sum())} rows from row {row}"
 
 
-def _time_faults(path: Path, store: LocalStore, where: str, ends: np.ndarray, *, strict: bool) -> list[str]:
-    if not (path / where).exists():
+def _time_faults(location: Location, store: Store, where: str, ends: np.ndarray, *, strict: bool) -> list[str]:
+    if not location.exists(f"{where}/zarr.json"):
         return []
     steps = int(ends[-1]) if len(ends) else 0
     array, fault = _open(store, where, steps)
@@ -153,7 +194,7 @@ def _time_faults(path: Path, store: LocalStore, where: str, ends: np.ndarray, *,
     return [f"{where}: time goes backwards in {rows.size} rows from row {rows[0]}, {_episode(ends, int(rows[0]))}"]
 
 
-def _info_faults(store: LocalStore, episodes: int) -> list[str]:
+def _info_faults(store: Store, episodes: int) -> list[str]:
     array, fault = _open(store, storage.INFO, episodes)
     if array is None:
         return [fault]
@@ -176,7 +217,7 @@ def _info_faults(store: LocalStore, episodes: int) -> list[str]:
     return faults
 
 
-def _open(store: LocalStore, name: str, rows: int) -> tuple[zarr.Array | None, str]:
+def _open(store: Store, name: str, rows: int) -> tuple[zarr.Array | None, str]:
     try:
         array = storage.open_array(store, name)
     except Exception as error:
