@@ -19,6 +19,7 @@ FROZEN_S = 0.5
 """A picture that stays the same this long while the state moves is reported."""
 _MOVED = 0.03  # of a component's 1 % to 99 % range, within the time of one picture
 _JUMP = 20.0  # times the 99.9 % quantile of step sizes
+_JUMP_OF_RANGE = 0.05  # of the widest range of a component in the same unit: less is sensor noise
 _SATURATED = 0.02  # share of rows at exactly the same extreme value
 _GAP_PERIODS = 3.0
 _HOLE_S = 1.0
@@ -198,27 +199,31 @@ def _constant_or_saturated(dataset: Dataset, name: str, stream: Stream, values: 
 
 
 def _jumps(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> Iterator[Finding]:
-    step = np.abs(np.diff(values.astype(np.float64), axis=0))
-    wraps = list(stream.wraps)
-    step[:, wraps] = np.minimum(step[:, wraps] % (2 * np.pi), 2 * np.pi - step[:, wraps] % (2 * np.pi))
-    step[dataset.episode_ends[:-1] - 1] = 0.0
-    if len(step) < 20:
+    """Steps that are far above a component's usual ones, and not small beside what its like (of the same unit) move."""
+    if len(values) < 21:
         return
-    # Of a short recording the 99.9 % quantile would be the jump itself.
-    usual = np.quantile(step, 0.999 if len(step) >= 10_000 else 0.99, axis=0, method="lower")
-    wide = np.argwhere((step > _JUMP * usual) & (usual > 0))
-    by_place: dict[tuple[int, int], list[int]] = {}
-    for row, component in wide.tolist():
-        episode = int(np.searchsorted(dataset.episode_ends, row + 1, side="right"))
-        by_place.setdefault((episode, component), []).append(row + 1)
-    for (episode, component), rows in sorted(by_place.items()):
-        start = dataset.rows(episode).start
-        place = [int(i) for i in np.unravel_index(component, stream.shape)] if stream.shape else []
-        label = component_name(name, stream, place)
-        size = step[np.array(rows) - 1, component].max()
-        what = f"{label} jumps by {size:.3g} in one step, nearly all of its steps are below {usual[component]:.3g}"
-        span = (rows[0] - start, rows[-1] - start)
-        yield Finding("jump", name, episode, span, what, "look at it with `robolearn data plot`; delete it if not real")
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+    last = stream.shape[-1] if stream.shape else 1
+    units = stream.unit.split(",")
+    unit = np.array([units[c % last] if len(units) == last else "" for c in range(values.shape[1])])
+    for component, index in enumerate(np.ndindex(stream.shape)):
+        step = np.abs(np.diff(values[:, component].astype(np.float64)))
+        if component in stream.wraps:
+            step = np.minimum(step % (2 * np.pi), 2 * np.pi - step % (2 * np.pi))
+        step[dataset.episode_ends[:-1] - 1] = 0.0
+        # Of a short recording the 99.9 % quantile would be the jump itself.
+        usual = float(np.quantile(step, 0.999 if len(step) >= 10_000 else 0.99, method="lower"))
+        least = _JUMP_OF_RANGE * float((high - low)[unit == unit[component]].max())
+        rows = np.flatnonzero((step > max(_JUMP * usual, least)) & (usual > 0)) + 1
+        episodes = np.searchsorted(dataset.episode_ends, rows, side="right")
+        for episode in np.unique(episodes).tolist():
+            here = rows[episodes == episode]
+            start = dataset.rows(episode).start
+            what = f"{component_name(name, stream, index)} jumps by {step[here - 1].max():.3g} in one step, "
+            what += f"nearly all of its steps are below {usual:.3g}"
+            span = (int(here[0]) - start, int(here[-1]) - start)
+            advice = "look at it with `robolearn data plot`; delete it if not real"
+            yield Finding("jump", name, episode, span, what, advice)
 
 
 def _duplicates(dataset: Dataset, digests: list[hashlib._Hash]) -> Iterator[Finding]:
