@@ -272,7 +272,8 @@ def test_a_killed_copy_leaves_no_target_and_the_next_one_clears_its_rest(
 ) -> None:
     target = tmp_path / "run" / "new"
     target.parent.mkdir()
-    function, source = (merge, [path]) if change == "merge" else (convert, path)
+    function: Any = merge if change == "merge" else convert
+    source: Any = [path] if change == "merge" else path
     before = content(path)
     for nth in (0, 30, 90, 200, 400):
         process = PROCESSES.Process(target=die_at, args=(nth, function, source, target))

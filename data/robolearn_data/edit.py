@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ import numpy as np
 
 from robolearn_data.copying import EpisodeCopier, Progress, compression_of, new_dataset, no_writer
 from robolearn_data.dataset import Dataset
-from robolearn_data.folder import DatasetError, Folder, sync_folder
+from robolearn_data.folder import Folder, sync_folder
+from robolearn_data.location import locate
 from robolearn_data.schema import Schema, UserError
 from robolearn_data.selection import SelectionError, episode_infos
+from robolearn_data.writer import DatasetWriter
 
 
 class EditError(UserError):
@@ -38,7 +41,11 @@ def schema_differences(a: Schema, b: Schema) -> list[str]:
 
 
 def merge(
-    sources: Sequence[Path], target: Path, *, skip_duplicates: bool = False, progress: Progress | None = None
+    sources: Sequence[str | Path],
+    target: str | Path,
+    *,
+    skip_duplicates: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Copy the episodes of all ``sources``, in this order, into a new dataset. Returns episodes copied and skipped.
 
@@ -57,13 +64,13 @@ def merge(
     for other in datasets[1:]:
         differences = schema_differences(first.schema, other.schema)
         if differences:
-            raise EditError(f"{first.path} and {other.path} do not fit together: {'; '.join(differences)}")
+            raise EditError(f"{first.location} and {other.location} do not fit together: {'; '.join(differences)}")
     seen: dict[str, str] = {}
     keep: list[list[int]] = []
     for dataset in datasets:
         keep.append([])
         for episode, info in enumerate(episode_infos(dataset)):
-            where = f"episode {episode} of {dataset.path}"
+            where = f"episode {episode} of {dataset.location}"
             uuid = str(info.get("uuid"))
             if uuid not in seen:
                 keep[-1].append(episode)
@@ -71,21 +78,23 @@ def merge(
                 raise EditError(f"{where} is the same as {seen[uuid]} (uuid {uuid}); --skip-duplicates leaves it out")
             seen.setdefault(uuid, where)
     same = all(dataset.metadata == first.metadata for dataset in datasets)
-    merged = [{"name": dataset.path.name, "metadata": dataset.metadata} for dataset in datasets]
+    merged = [{"name": dataset.location.name, "metadata": dataset.metadata} for dataset in datasets]
     count = _Count(progress, sum(_steps(d, k) for d, k in zip(datasets, keep, strict=True)))
     metadata = first.metadata if same else {"merged_from": merged}
     with new_dataset(target, first.schema, metadata, compression_of(first)) as writer:
         for dataset, episodes in zip(datasets, keep, strict=True):
-            copier = EpisodeCopier(dataset)
-            for episode in episodes:
-                copier.copy(episode, writer)
-                count.add(_steps(dataset, [episode]))
+            _copy(dataset, episodes, writer, count)
     copied = sum(map(len, keep))
     return copied, sum(dataset.episodes for dataset in datasets) - copied
 
 
 def split(
-    source: Path, train: Path, held_out: Path, episodes: Collection[int], *, progress: Progress | None = None
+    source: str | Path,
+    train: str | Path,
+    held_out: str | Path,
+    episodes: Collection[int],
+    *,
+    progress: Progress | None = None,
 ) -> None:
     """Copy the episodes numbered ``episodes`` to ``held_out`` and the others to ``train``, in their order.
 
@@ -97,19 +106,13 @@ def split(
     rest = _others(dataset, episodes)
     if not rest or not episodes:
         raise EditError("one part of the split would be empty; hold out some episodes and not all")
-    for target in (train, held_out):
-        if target.exists():
-            raise DatasetError(f"{target} exists; choose another path")
-    if train.absolute() == held_out.absolute():
+    if _place(train) == _place(held_out):
         raise EditError("both parts have the same path; give two")
     count = _Count(progress, dataset.steps)
-    try:
-        _copy(dataset, rest, train, count)
-        _copy(dataset, sorted(set(episodes)), held_out, count)
-    except BaseException:
-        if train.exists() and not held_out.exists():
-            shutil.rmtree(train)  # made above, and half a split is none
-        raise
+    # Both appear at the end, one after the other: what fails before leaves none.
+    with _new(dataset, train) as first, _new(dataset, held_out) as second:
+        _copy(dataset, rest, first, count)
+        _copy(dataset, sorted(set(episodes)), second, count)
 
 
 def delete(
@@ -134,7 +137,8 @@ def delete(
             raise EditError(f"no episode of {path} would remain; remove the folder instead if you mean that")
         copy = _hidden(path)
         try:
-            _copy(dataset, rest, copy, _Count(progress, _steps(dataset, rest)))
+            with _new(dataset, copy) as writer:
+                _copy(dataset, rest, writer, _Count(progress, _steps(dataset, rest)))
             exchange(copy, path)
         except BaseException:
             finish_delete(path)
@@ -163,8 +167,8 @@ def finish_delete(path: Path) -> Path | None:
 
 
 def convert(
-    source: Path,
-    target: Path,
+    source: str | Path,
+    target: str | Path,
     *,
     compression: Mapping[str, str] | None = None,
     dtypes: Mapping[str, str] | None = None,
@@ -188,10 +192,7 @@ def convert(
     count = _Count(progress, 2 * dataset.steps)
     lost = dict.fromkeys(streams, 0.0)
     with new_dataset(target, schema, dataset.metadata, how) as writer:
-        copier = EpisodeCopier(dataset)
-        for episode in range(dataset.episodes):
-            copier.copy(episode, writer)
-            count.add(_steps(dataset, [episode]))
+        _copy(dataset, range(dataset.episodes), writer, count)
         copy = Dataset.open(writer.location)
         for episode in range(dataset.episodes):
             for name in streams:
@@ -222,12 +223,20 @@ def exchange(a: Path, b: Path) -> None:
         sync_folder(b.parent)
 
 
-def _copy(dataset: Dataset, episodes: Sequence[int], target: Path, count: _Count) -> None:
-    with new_dataset(target, dataset.schema, dataset.metadata, compression_of(dataset)) as writer:
-        copier = EpisodeCopier(dataset)
-        for episode in episodes:
-            copier.copy(episode, writer)
-            count.add(_steps(dataset, [episode]))
+def _new(dataset: Dataset, target: str | Path) -> AbstractContextManager[DatasetWriter]:
+    return new_dataset(target, dataset.schema, dataset.metadata, compression_of(dataset))
+
+
+def _copy(dataset: Dataset, episodes: Sequence[int], writer: DatasetWriter, count: _Count) -> None:
+    copier = EpisodeCopier(dataset)
+    for episode in episodes:
+        copier.copy(episode, writer)
+        count.add(_steps(dataset, [episode]))
+
+
+def _place(where: str | Path) -> str:
+    location = locate(where)
+    return str(location.path.resolve()) if isinstance(location, Folder) else str(location)
 
 
 def _others(dataset: Dataset, episodes: Collection[int]) -> list[int]:

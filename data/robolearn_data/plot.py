@@ -40,7 +40,7 @@ def episode_page(dataset: Dataset, episode: int) -> str:
     time_s = (ticks[rows] - ticks[rows.start]) / 1e9 if known and ticks is not None else None
     if time_s is None:
         time_s = np.arange(count) / dataset.schema.rate_hz
-    title = f"{dataset.path.name}, episode {episode}"
+    title = f"{dataset.location.name}, episode {episode}"
     parts = [f"<h1>{html.escape(title)}</h1>", _info(dataset, episode, time_s)]
     for name, stream in dataset.schema.streams.items():
         holes = ~dataset.valid(name)[rows]

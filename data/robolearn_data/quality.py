@@ -117,7 +117,7 @@ def quality(dataset: Dataset, streams: Sequence[str] | None = None, *, progress:
     names = list(streams or [n for n, s in schema.of_kind("state").items() if not storage.is_framed(s)])
     if dataset.episodes < 3 or not names or "action" not in schema.streams:
         raise QualityError(
-            f"{dataset.path} has {dataset.episodes} episodes, {len(names)} state streams and streams "
+            f"{dataset.location} has {dataset.episodes} episodes, {len(names)} state streams and streams "
             f"{', '.join(schema.streams)}; needed: three episodes, a stream of kind state and one named 'action'"
         )
     state = _scaled([_features(dataset, name) for name in names])  # (N, D)

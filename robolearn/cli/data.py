@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from robolearn.cli import data_edit, data_look, data_replay, data_transfer
+from robolearn.cli.parse import DatasetPath
+
+if TYPE_CHECKING:
+    from robolearn_data.location import Location
 
 
 @dataclass(frozen=True)
 class Info:
     """Show what a dataset holds."""
 
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    path: tyro.conf.Positional[DatasetPath]
+    """The dataset: a folder, or a URL such as s3://bucket/name."""
     json: bool = False
     """Print JSON for programs: episodes, steps, rate_hz, seconds, bytes, streams, metadata."""
 
@@ -30,8 +33,8 @@ class Recover:
     Exit code 0: nothing is missing; 3: something was saved and something lost; 1: all that was unfinished is lost.
     """
 
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    path: tyro.conf.Positional[DatasetPath]
+    """The dataset: a folder, or a URL such as s3://bucket/name."""
     dry_run: bool = False
     """Only say what would be saved."""
 
@@ -41,7 +44,7 @@ def info(options: Info) -> int:
     from robolearn_data.dataset import Dataset
 
     dataset = Dataset.open(options.path)
-    size = sum(file.stat().st_size for file in options.path.rglob("*") if file.is_file())
+    size = _bytes(dataset.location)
     facts: dict[str, Any] = {
         "episodes": dataset.episodes,
         "steps": dataset.steps,
@@ -57,12 +60,13 @@ def info(options: Info) -> int:
     import numpy as np
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    console.print(f"[bold]{options.path}[/bold]", highlight=False)
+    console.print(f"[bold]{escape(str(dataset.location))}[/bold]", highlight=False, soft_wrap=True)
     duration = f"{facts['seconds'] / 60:.1f} min at {dataset.schema.rate_hz:g} Hz"
-    console.print(f"{dataset.episodes:,} episodes, {dataset.steps:,} steps, {duration}, {_size(size)} on disk")
+    console.print(f"{dataset.episodes:,} episodes, {dataset.steps:,} steps, {duration}, {_size(size)}")
     if dataset.episodes:
         lengths = np.diff(dataset.episode_ends, prepend=0)
         console.print(f"episode length: {lengths.min()} to {lengths.max()} steps, median {np.median(lengths):.0f}")
@@ -90,6 +94,17 @@ def recover(options: Recover) -> int:
     if not (found.saved or found.losses):
         print(f"{options.path}: nothing is unfinished")
     return found.exit_code
+
+
+def _bytes(location: Location) -> int:
+    """Of all files of a dataset."""
+    from robolearn_data.bucket import Bucket
+
+    if isinstance(location, Bucket):
+        import obstore
+
+        return sum(int(file["size"]) for page in obstore.list(location.client) for file in page)
+    return sum(file.stat().st_size for file in location.path.rglob("*") if file.is_file())
 
 
 def _size(count: float) -> str:

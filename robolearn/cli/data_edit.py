@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
 
-from robolearn.cli.parse import UsageError
+from robolearn.cli.parse import DatasetPath, UsageError
 from robolearn.cli.progress import progress_bar
 
 
@@ -18,9 +17,9 @@ from robolearn.cli.progress import progress_bar
 class Merge:
     """Copy the episodes of several datasets with equal schema into a new one, in the order given."""
 
-    sources: tyro.conf.Positional[tuple[Path, ...]]
-    """Datasets to join."""
-    out: Path
+    sources: tyro.conf.Positional[tuple[DatasetPath, ...]]
+    """Datasets to join: folders, or URLs such as s3://bucket/name."""
+    out: DatasetPath
     """The dataset to make."""
     skip_duplicates: bool = False
     """Leave out episodes that came before (same uuid); without it they are an error."""
@@ -30,14 +29,14 @@ class Merge:
 class Split:
     """Copy a dataset into two new ones, to train on and to hold out. The source stays."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[DatasetPath]
     """Dataset to split."""
-    train: tyro.conf.Positional[Path]
+    train: tyro.conf.Positional[DatasetPath]
     """Dataset to make from the episodes that remain."""
-    held_out: tyro.conf.Positional[Path]
+    held_out: tyro.conf.Positional[DatasetPath]
     """Dataset to make from the episodes that are held out."""
     fraction: float = 0.1
-    """Chance of each episode to be held out."""
+    """Chance of each episode to be held out; one at least is."""
     seed: int = 0
     """Of the draw: the same seed holds out the same episodes, also after others were appended."""
     episodes: str | None = None
@@ -51,8 +50,8 @@ class Delete:
     The dataset as it was is kept beside as NAME.before-delete: to undo, put that folder in its place.
     """
 
-    path: tyro.conf.Positional[Path]
-    """Dataset to change."""
+    path: tyro.conf.Positional[DatasetPath]
+    """Dataset to change, on a disk."""
     episodes: str
     """Which: 0,3,5-9,-1 (negative from the end), or success=false, or task=lift,operator!=ann (all must hold)."""
     yes: bool = False
@@ -68,8 +67,8 @@ class Relabel:
     For example: robolearn data relabel d.zarr --episodes 3,7 --set success=false note="hit the table"
     """
 
-    path: tyro.conf.Positional[Path]
-    """Dataset to change."""
+    path: tyro.conf.Positional[DatasetPath]
+    """Dataset to change, on a disk."""
     episodes: str = "all"
     """Which: 0,3,5-9,-1, or a condition such as success=false, or all."""
     set: tuple[str, ...] = ()
@@ -87,9 +86,9 @@ class Convert:
     For example: robolearn data convert d.zarr small.zarr --dtype camera=uint8 --compression camera=zstd-5
     """
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[DatasetPath]
     """Dataset to read."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[DatasetPath]
     """Dataset to make."""
     compression: tuple[str, ...] = ()
     """stream=name pairs; others keep theirs."""
@@ -101,7 +100,7 @@ class Convert:
 class Stats:
     """Show the range, mean and spread of every component, and those that never vary (invalid rows not counted)."""
 
-    path: tyro.conf.Positional[Path]
+    path: tyro.conf.Positional[DatasetPath]
     """Dataset to read."""
     episodes: str = "all"
     """Which: 0,3,5-9,-1, or a condition such as success=true."""
@@ -154,7 +153,7 @@ def delete(options: Delete) -> int:
         print(f"{options.path}: would delete {what}; do it with --yes")
         return 0
     with progress_bar("copying the others", "steps") as report:
-        kept = edit.delete(options.path, episodes, undo=options.undo, progress=report)
+        kept = edit.delete(dataset.path, episodes, undo=options.undo, progress=report)
     print(f"{options.path}: deleted {what}{f'; as it was: {kept}' if kept else ''}")
     return 0
 
@@ -163,16 +162,19 @@ def relabel(options: Relabel) -> int:
     """change task, success or other notes of episodes"""
     from robolearn_data import relabel as notes
     from robolearn_data.dataset import Dataset
+    from robolearn_data.location import locate
     from robolearn_data.selection import json_or_text, select_episodes
 
     if options.undo:
         if options.set or options.remove:
             raise UsageError("--undo takes the last change back and cannot be combined with --set or --remove")
-        print(f"{options.path}: {notes.undo_relabel(options.path):,} episodes are as they were before the last change")
+        count = notes.undo_relabel(locate(options.path).path)
+        print(f"{options.path}: {count:,} episodes are as they were before the last change")
         return 0
-    episodes = select_episodes(Dataset.open(options.path), options.episodes)
+    dataset = Dataset.open(options.path)
+    episodes = select_episodes(dataset, options.episodes)
     changes = {key: json_or_text(value) for key, value in _pairs(options.set, "--set").items()}
-    notes.relabel(options.path, episodes, changes, options.remove)
+    notes.relabel(dataset.path, episodes, changes, options.remove)
     print(f"{options.path}: changed {len(episodes):,} episodes ({_numbers(episodes)}); --undo takes it back")
     return 0
 

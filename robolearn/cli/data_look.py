@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from robolearn.cli.parse import UsageError
+from robolearn.cli.parse import DatasetPath, UsageError
 from robolearn.cli.progress import progress_bar
 
 _SHOWN = 5
@@ -24,8 +24,8 @@ class Validate:
     in time, long holes, duplicated or near-empty episodes) do not change the exit code without --strict.
     """
 
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    path: tyro.conf.Positional[DatasetPath]
+    """The dataset: a folder, or a URL such as s3://bucket/name."""
     pictures: bool = False
     """Decode every picture too. Without it those with a checksum are compared with that, which is 10 times as fast and
     finds all that happened to them after they were written."""
@@ -39,8 +39,8 @@ class Validate:
 class Plot:
     """Draw an episode as one HTML page for any browser: pictures, curves with units, age of samples, holes, notes."""
 
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    path: tyro.conf.Positional[DatasetPath]
+    """The dataset: a folder, or a URL such as s3://bucket/name."""
     episode: int = 0
     """Its number; negative counts from the last."""
     out: Path = Path("episode.html")
@@ -55,8 +55,8 @@ class Quality:
     Distances are in standard deviations of the dataset (sd). --json has every figure and its definition.
     """
 
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    path: tyro.conf.Positional[DatasetPath]
+    """The dataset: a folder, or a URL such as s3://bucket/name."""
     streams: tuple[str, ...] = ()
     """Streams that count as state; all of kind state by default."""
     top: int = 15

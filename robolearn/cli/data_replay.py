@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from robolearn.cli.parse import DatasetPath
 from robolearn_data.schema import Observation, UserError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Replay:
     be set to it (pusht: at rest), else at its seed 0, which is said.
     """
 
-    path: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    path: tyro.conf.Positional[DatasetPath]
+    """The dataset: a folder, or a URL such as s3://bucket/name."""
     world: str
     """World to play in: pusht or lift."""
     episode: int = 0
@@ -84,7 +85,9 @@ def replay(options: Replay) -> int:
                     reached[n].append(np.asarray(step.observation[n], np.float64))
             if not options.fast:
                 time.sleep(max(begun + (i + 1) * period - time.monotonic(), 0.0))
-    print(f"{options.path}, episode {options.episode}: {len(actions)} steps of {name!r} in {options.world}, {start}")
+    print(
+        f"{dataset.location}, episode {options.episode}: {len(actions)} steps of {name!r} in {options.world}, {start}"
+    )
     for n in shared:
         stream = streams[n]
         off = np.abs(np.stack(reached[n]) - states[n])
