@@ -419,11 +419,11 @@ def test_a_broken_source_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("plain", ["v2.1"], indirect=True)
 @pytest.mark.parametrize("file", [VIDEO21, DATA21])
-def test_keep_good_leaves_the_broken_episode_out_and_says_so(
+def test_skip_broken_leaves_the_broken_episode_out_and_says_so(
     plain: Path, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut(plain / file, 0.8)
-    assert main(["data", "import", "--format", "lerobot", "--keep-good", str(plain), str(tmp_path / "d")]) == 0
+    assert main(["data", "import", "--format", "lerobot", "--skip-broken", str(plain), str(tmp_path / "d")]) == 3
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2
     assert shown[0].startswith("left out: episode 2: ")
@@ -433,13 +433,13 @@ def test_keep_good_leaves_the_broken_episode_out_and_says_so(
     assert validate(dataset.path) == []
 
 
-def test_keep_good_of_a_cut_file_of_many_episodes_keeps_those_before_the_cut(plain: Path, tmp_path: Path) -> None:
+def test_skip_broken_of_a_cut_file_of_many_episodes_keeps_those_before_the_cut(plain: Path, tmp_path: Path) -> None:
     edit(plain / DATA30, nan)
     dropped: list[str] = []
     assert import_lerobot(plain, tmp_path / "d", on_broken=dropped.append) == (2, 13)
     assert len(dropped) == 1
     (plain / VIDEO30).unlink()
-    with pytest.raises(UserError, match="no episode of"):
+    with pytest.raises(UserError, match=r"episode 0: .*episode 2: "):
         import_lerobot(plain, tmp_path / "e", on_broken=dropped.append)
 
 

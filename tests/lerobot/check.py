@@ -55,7 +55,7 @@ def check(root: Path) -> str:
 
 
 def main() -> int:
-    roots = sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir())
+    roots = sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir() and not path.name.startswith("."))
     print(f"LeRobot {__version__}")
     for root in roots:
         print(f"{root.name}: {check(root)}")

@@ -15,15 +15,17 @@ import zarr
 from zarr.storage import LocalStore, ZipStore
 
 from robolearn_data.dataset import Dataset
-from robolearn_data.formats import Progress, image_codecs
+from robolearn_data.formats import OnBroken, OnLoss, Progress, image_codecs
 from robolearn_data.formats.names import known_stream
 from robolearn_data.formats.transfer import (
     ExportFormatError,
+    Faults,
     ImportFormatError,
     SourceEpisode,
     appearing,
     check_size,
     import_episodes,
+    left_out,
     one_line,
 )
 from robolearn_data.schema import Schema, SchemaError, Stream, UserError
@@ -64,7 +66,12 @@ _IMAGE_CODECS = {"jpeg2k": (image_codecs.Jpeg2k, 50), "jpegxl": (image_codecs.Jp
 
 
 def import_diffusion_policy(
-    source: Path, target: Path, *, rate_hz: float | None = None, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    *,
+    rate_hz: float | None = None,
+    on_broken: OnBroken | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Copy every episode of ``source`` to a new dataset ``target``, value for value and under the same names.
 
@@ -73,6 +80,7 @@ def import_diffusion_policy(
 
     Args:
         rate_hz: control rate, which the source does not record; by default 10, and 59.94 where the arrays are UMI's.
+        on_broken: called with one line for each broken episode, which is left out. Without it they are an error.
         progress: called with (steps done, steps in all) after each episode.
 
     Returns:
@@ -102,11 +110,18 @@ def import_diffusion_policy(
             )
             for number, start in enumerate([0, *ends[:-1].tolist()])
         )
-        return import_episodes(target, schema, {"source": origin}, episodes, total=int(ends[-1]), progress=progress)
+        return import_episodes(
+            target, schema, {"source": origin}, episodes, Faults(on_broken), total=int(ends[-1]), progress=progress
+        )
 
 
 def export_diffusion_policy(
-    source: Path, target: Path, *, images: str = "blosc", progress: Progress | None = None
+    source: str | Path,
+    target: Path,
+    *,
+    images: str = "blosc",
+    on_loss: OnLoss | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Write the dataset ``source`` as a ReplayBuffer: a zarr v2 folder, or a zip file where ``target`` ends in ".zip".
 
@@ -116,6 +131,7 @@ def export_diffusion_policy(
     Args:
         images: "blosc" (lossless), "jpeg2k" or "jpegxl" (lossy, smaller, a chunk per frame; streams of kind image
             with 1, 3 or 4 channels that hold whole numbers from 0 to 255; they become uint8).
+        on_loss: called with one line where the dataset has what this format cannot hold.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -146,6 +162,9 @@ def export_diffusion_policy(
                     progress((done + 1) * dataset.steps // len(dataset.schema.streams), dataset.steps)
         finally:
             store.close()
+    lost = left_out(dataset)
+    if lost and on_loss:
+        on_loss(lost)
     return dataset.episodes, dataset.steps
 
 

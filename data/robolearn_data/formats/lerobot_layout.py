@@ -25,7 +25,8 @@ STATS = "meta/stats.json"
 OURS = "meta/robolearn.json"
 """{"format": 1, "schema", "metadata", "keys": stream -> feature key, "episodes": what was noted about each}"""
 OUR_ROWS = "meta/robolearn.parquet"
-"""A row for each control step; columns "time/tick", "time/<stream>", "valid/<stream>" as in our own datasets."""
+"""A row for each control step; columns "time/tick", "time/<stream>", "received/<stream>",
+"valid/<stream>" as in our own datasets."""
 OUR_FORMAT = 1
 
 CHUNKS_SIZE = 1000
