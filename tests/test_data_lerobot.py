@@ -19,6 +19,7 @@ import zarr
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
 from robolearn_data.formats.lerobot_read import import_lerobot
+from robolearn_data.formats.lerobot_stats import PictureStats, sampled
 from robolearn_data.formats.lerobot_write import export_lerobot
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.validate import validate
@@ -270,6 +271,27 @@ def test_version_30_begins_new_files_when_they_are_full(
     assert (tmp_path / "out/data/chunk-001/file-000.parquet").exists()
     import_lerobot(tmp_path / "out", tmp_path / "back")
     assert_equal(Dataset.open(tmp_path / "back"), Dataset.open(ours), but=("wrist",))
+
+
+def test_picture_statistics_are_exact_where_lerobots_are_off_by_its_float32_sums(
+    pusht12: Path, human_pusht: Path
+) -> None:
+    table = pq.read_table(pusht12 / "meta/episodes/chunk-000/file-000.parquet")
+    theirs = {name: np.ravel(table[f"stats/observation.image/{name}"][0].as_py()) for name in ("mean", "std")}
+    images = zarr.open_group(str(human_pusht), mode="r")["data/img"]
+    assert isinstance(images, zarr.Array)
+    looked_at = np.asarray(images[: table["length"][0].as_py()])[sampled(table["length"][0].as_py())]
+    counted = PictureStats(3)
+    for picture in looked_at.astype("uint8"):
+        counted.add(picture)
+    ours = counted.stats()
+    pixels = looked_at.reshape(-1, 3)
+    np.testing.assert_allclose(ours["std"].ravel(), pixels.astype("float64").std(axis=0) / 255, rtol=1e-9)
+    narrow = pixels.astype("float32")
+    mean, mean_of_squares = narrow.mean(axis=0), (narrow**2).mean(axis=0)  # as LeRobot's RunningQuantileStats does
+    np.testing.assert_allclose(np.sqrt(mean_of_squares - mean**2) / 255, theirs["std"], rtol=1e-6)
+    np.testing.assert_allclose(mean / 255, theirs["mean"], rtol=1e-6)
+    assert 0.005 < np.abs(ours["std"].ravel() - theirs["std"]).max() < 0.02
 
 
 @pytest.fixture
