@@ -61,6 +61,7 @@ _CODECS = {
 """Codecs that arrays may name. numcodecs knows more, among them one that unpickles, so runs code from the file."""
 
 _CHUNK_BYTES = 2e6
+_BATCH = 64
 _IMAGE_CODECS = {"jpeg2k": (image_codecs.Jpeg2k, 50), "jpegxl": (image_codecs.JpegXl, 99)}
 """Choice -> codec and level, as diffusion_policy and UMI use them."""
 
@@ -147,6 +148,7 @@ def export_diffusion_policy(
     dataset = Dataset.open(source)
     if not dataset.episodes:
         raise ExportFormatError(f"{source} has no episodes; there is nothing to export")
+    streams = dataset.schema.streams
     with appearing(target) as unfinished:
         store = ZipStore(unfinished, mode="w") if target.suffix == ".zip" else LocalStore(unfinished)
         try:
@@ -156,10 +158,13 @@ def export_diffusion_policy(
             )
             ends[:] = dataset.episode_ends
             data = root.create_group("data")
-            for done, name in enumerate(dataset.schema.streams):
-                _write(dataset, name, data, images)
-                if progress:
-                    progress((done + 1) * dataset.steps // len(dataset.schema.streams), dataset.steps)
+            sizes = {name: stream.size * np.dtype(stream.dtype).itemsize for name, stream in streams.items()}
+            written = 0
+            for name in streams:
+                for rows in _write(dataset, name, data, images):
+                    written += rows * sizes[name]
+                    if progress:
+                        progress(written // sum(sizes.values()), dataset.steps)
         finally:
             store.close()
     lost = left_out(dataset)
@@ -168,7 +173,8 @@ def export_diffusion_policy(
     return dataset.episodes, dataset.steps
 
 
-def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> None:
+def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> Iterator[int]:
+    """Write one stream, and yield the number of rows of each piece."""
     import numcodecs
 
     stream = dataset.schema.streams[name]
@@ -187,11 +193,13 @@ def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> None:
         compressors=compressor,  # pyright: ignore[reportArgumentType]
         config={"write_empty_chunks": True},
     )
-    # Whole chunks, so that each is compressed once, and none is written to a zip file twice.
-    piece = rows * max(int(32 * _CHUNK_BYTES) // (rows * stream.size * np.dtype(stream.dtype).itemsize), 1)
+    # Whole chunks, so that each is compressed once, and none is written to a zip file twice. Of the large ones each by
+    # itself: after an error zarr would go on writing the others in its own thread while the folder is removed.
+    piece = max(rows, _BATCH) if rows == 1 else rows
     for start in range(0, dataset.steps, piece):
         block = slice(start, min(start + piece, dataset.steps))
         array[block] = dataset.read(name, block, dtype)
+        yield block.stop - block.start
 
 
 @contextmanager
