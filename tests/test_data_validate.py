@@ -97,7 +97,7 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
         "meta/episode_info: episodes 0 and 2 have the same uuid",
     ),
     (lambda p: (p / "data/camera/c/1/0/0/0").unlink(), "data/camera: rows 256 to 511 are gone .*, episode 1"),
-    (lambda p: (p / "data/joints/c/0/0").write_bytes(b"zzzz"), "data/joints: rows 0 to 511 cannot be decoded"),
+    (lambda p: (p / "data/joints/c/0/0").write_bytes(b"zzzz"), "data/joints: rows 0 to 599 cannot be decoded"),
     (
         lambda p: (p / "data/camera/c/2/0/0/0").write_bytes(b"zz" * 999),
         "data/camera: rows 512 to 599 cannot be decoded",
@@ -117,6 +117,38 @@ def test_each_fault_is_found_and_placed(
     assert "\n" not in faults[0]
     assert main(["data", "validate", str(path)]) == 1
     assert faults[0] in capsys.readouterr().out
+
+
+def test_a_flipped_bit_in_any_picture_is_found_and_placed(path: Path) -> None:
+    file = path / "data/camera/c/1/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    (fault,) = validate(path)
+    assert re.search(r"data/camera: row 3\d\d is damaged: .*checksum \(file .*\), episode 1", fault)
+    assert validate(path, pictures=True) == [fault]
+
+
+def test_a_picture_that_was_never_written_is_found(path: Path) -> None:
+    from robolearn_data import shards
+
+    file = path / "data/camera/c/0/0/0/0"
+    frames = [f for f in shards.unpack(Dataset.open(path).location, "data/camera/c/0/0/0/0", 256) if f]
+    file.write_bytes(shards.pack(frames[:-1], 256))
+    assert validate(path) == ["data/camera: row 255 is never written (file data/camera/c/0/0/0/0), episode 1"]
+
+
+def test_a_picture_with_a_right_checksum_that_is_no_picture_is_found_by_decoding(path: Path) -> None:
+    from robolearn_data import shards
+
+    file = path / "data/camera/c/0/0/0/0"
+    frames = [f for f in shards.unpack(Dataset.open(path).location, "data/camera/c/0/0/0/0", 256) if f]
+    frames[7] = shards.seal(b"no picture")
+    file.write_bytes(shards.pack(frames, 256))
+    assert validate(path) == []
+    (fault,) = validate(path, pictures=True)
+    assert "row 7 is damaged" in fault
+    assert main(["data", "validate", str(path), "--pictures"]) == 1
 
 
 def test_every_fault_is_listed_not_only_the_first(path: Path) -> None:

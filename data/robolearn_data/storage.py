@@ -58,7 +58,7 @@ BULK = {"codec_pipeline.batch_size": 256}
 _FRAME_BYTES = 4096
 """A row at least this large is a random-access unit of its own, as every image is."""
 BLOCK_BYTES = 32 * 2**20
-_CHUNK_BYTES = 64 * 2**10
+_CHUNK_BYTES = 128 * 2**10
 _PICTURES = 8
 """Frames of a group of H.264 pictures: reading a random one decodes half of them; 16 would save 6 % of the bytes."""
 
@@ -168,7 +168,7 @@ def rows_per_file(stream: Stream, how: Encoding | None = None) -> int:
         group, shrinks = (how.group, how.shrinks) if how else (1, 1)
         rows = int(np.clip(BLOCK_BYTES * shrinks // row, 1, 256))
         return max(rows // group, 1) * group
-    return int(np.clip(_CHUNK_BYTES // row, 1, 512))
+    return int(np.clip(_CHUNK_BYTES // row, 1, 16384))
 
 
 def is_framed(stream: Stream) -> bool:
