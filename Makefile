@@ -31,7 +31,8 @@ test: lint  ## lint, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 LEROBOT := .venv-lerobot
-PYTHON312 ?= python3.12
+PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
+	$$p -c '' 2>/dev/null && echo $$p && break; done)
 
 test-lerobot: $(READY) $(LEROBOT)/.ready  ## LeRobot itself loads our exports; needs Python 3.12 and 6 GB, and is no part of CI
 	rm -rf build/lerobot && mkdir -p build/lerobot

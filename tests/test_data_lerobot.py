@@ -19,6 +19,7 @@ import zarr
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
 from robolearn_data.formats.lerobot_read import import_lerobot
+from robolearn_data.formats.lerobot_stats import PictureStats, sampled
 from robolearn_data.formats.lerobot_write import export_lerobot
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.validate import validate
@@ -272,6 +273,27 @@ def test_version_30_begins_new_files_when_they_are_full(
     assert_equal(Dataset.open(tmp_path / "back"), Dataset.open(ours), but=("wrist",))
 
 
+def test_picture_statistics_are_exact_where_lerobots_are_off_by_its_float32_sums(
+    pusht12: Path, human_pusht: Path
+) -> None:
+    table = pq.read_table(pusht12 / "meta/episodes/chunk-000/file-000.parquet")
+    theirs = {name: np.ravel(table[f"stats/observation.image/{name}"][0].as_py()) for name in ("mean", "std")}
+    images = zarr.open_group(str(human_pusht), mode="r")["data/img"]
+    assert isinstance(images, zarr.Array)
+    looked_at = np.asarray(images[: table["length"][0].as_py()])[sampled(table["length"][0].as_py())]
+    counted = PictureStats(3)
+    for picture in looked_at.astype("uint8"):
+        counted.add(picture)
+    ours = counted.stats()
+    pixels = looked_at.reshape(-1, 3)
+    np.testing.assert_allclose(ours["std"].ravel(), pixels.astype("float64").std(axis=0) / 255, rtol=1e-9)
+    narrow = pixels.astype("float32")
+    mean, mean_of_squares = narrow.mean(axis=0), (narrow**2).mean(axis=0)  # as LeRobot's RunningQuantileStats does
+    np.testing.assert_allclose(np.sqrt(mean_of_squares - mean**2) / 255, theirs["std"], rtol=1e-6)
+    np.testing.assert_allclose(mean / 255, theirs["mean"], rtol=1e-6)
+    assert 0.005 < np.abs(ours["std"].ravel() - theirs["std"]).max() < 0.02
+
+
 @pytest.fixture
 def plain(ours: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A LeRobot dataset without notes of ours, of the version that the test asks for (v3.0)."""
@@ -419,11 +441,11 @@ def test_a_broken_source_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("plain", ["v2.1"], indirect=True)
 @pytest.mark.parametrize("file", [VIDEO21, DATA21])
-def test_keep_good_leaves_the_broken_episode_out_and_says_so(
+def test_skip_broken_leaves_the_broken_episode_out_and_says_so(
     plain: Path, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut(plain / file, 0.8)
-    assert main(["data", "import", "--format", "lerobot", "--keep-good", str(plain), str(tmp_path / "d")]) == 0
+    assert main(["data", "import", "--format", "lerobot", "--skip-broken", str(plain), str(tmp_path / "d")]) == 3
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2
     assert shown[0].startswith("left out: episode 2: ")
@@ -433,13 +455,13 @@ def test_keep_good_leaves_the_broken_episode_out_and_says_so(
     assert validate(dataset.path) == []
 
 
-def test_keep_good_of_a_cut_file_of_many_episodes_keeps_those_before_the_cut(plain: Path, tmp_path: Path) -> None:
+def test_skip_broken_of_a_cut_file_of_many_episodes_keeps_those_before_the_cut(plain: Path, tmp_path: Path) -> None:
     edit(plain / DATA30, nan)
     dropped: list[str] = []
     assert import_lerobot(plain, tmp_path / "d", on_broken=dropped.append) == (2, 13)
     assert len(dropped) == 1
     (plain / VIDEO30).unlink()
-    with pytest.raises(UserError, match="no episode of"):
+    with pytest.raises(UserError, match=r"episode 0: .*episode 2: "):
         import_lerobot(plain, tmp_path / "e", on_broken=dropped.append)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from robolearn.cli.parse import UsageError
+from robolearn.cli.parse import DatasetPath, UsageError
 from robolearn.cli.progress import progress_bar
 
 
@@ -30,24 +30,27 @@ class Import:
     """Control rate of the recording. By default what the source says, or what is usual for its format."""
     bgr: bool = False
     """aloha: the images have blue first, as from the first ALOHA recorder; store them with red first."""
-    keep_good: bool = False
-    """lerobot: leave broken episodes out, and say which, where otherwise the first one is an error."""
+    skip_broken: bool = False
+    """Leave broken episodes out and say which, where otherwise they are an error. Exit code 3 if there were any."""
 
 
 @dataclass(frozen=True)
 class Export:
     """Write a dataset in the format of another program."""
 
-    source: tyro.conf.Positional[Path]
-    """The dataset's folder."""
+    source: tyro.conf.Positional[DatasetPath]
+    """The dataset."""
     target: tyro.conf.Positional[Path]
     """What to make; it appears when all is written."""
     format: str
     """lerobot_v30: for LeRobot 0.4 to 0.6; lerobot_v21: for LeRobot 0.3 and others that read version 2.1;
-    diffusion_policy: a zarr v2 ReplayBuffer, zipped where the target ends in .zip; robomimic: an HDF5 file."""
+    diffusion_policy: a zarr v2 ReplayBuffer, zipped where the target ends in .zip; robomimic: an HDF5 file.
+    To look at: mcap, for Foxglove and ROS tools; rerun, an .rrd file."""
     images: str | None = None
     """How pictures are stored. lerobot: h264 (the default) or av1 video, or png, which loses nothing; diffusion_policy:
     blosc (lossless, the default), jpeg2k or jpegxl."""
+    episodes: str | None = None
+    """mcap, rerun: which episodes, such as 3 or 0,5-9,-1 or success=false; all by default."""
 
 
 def import_(options: Import) -> int:
@@ -59,7 +62,7 @@ def import_(options: Import) -> int:
     given = {
         "rate_hz": options.rate_hz,
         "bgr": options.bgr or None,
-        "keep_good": left_out.append if options.keep_good else None,
+        "on_broken": left_out.append if options.skip_broken else None,
     }
     run, extra = _of_format(IMPORTERS, options.format, given)
     with progress_bar("importing", "steps") as report:
@@ -69,17 +72,20 @@ def import_(options: Import) -> int:
     print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
     for note in Dataset.open(options.target).metadata.get("source", {}).get("notes", []):
         print(f"note: {note}")
-    return 0
+    return 3 if left_out else 0
 
 
 def export(options: Export) -> int:
     """write a dataset in the format of another program"""
     from robolearn_data.formats import EXPORTERS
 
-    run, extra = _of_format(EXPORTERS, options.format, {"images": options.images})
+    run, extra = _of_format(EXPORTERS, options.format, {"images": options.images, "episodes": options.episodes})
+    lost: list[str] = []
     with progress_bar("exporting", "steps") as report:
-        episodes, steps = run(options.source, options.target, progress=report, **extra)
+        episodes, steps = run(options.source, options.target, progress=report, on_loss=lost.append, **extra)
     print(f"{options.target}: {episodes:,} episodes, {steps:,} steps")
+    for line in lost:
+        print(f"note: {line}")
     return 0
 
 

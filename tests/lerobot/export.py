@@ -81,9 +81,11 @@ def main() -> None:
         import_lerobot(PUSHT, folder / ".pusht")
         cases.append((folder / ".pusht", "pusht"))
     for path, name in cases:
-        for images in ("h264", "av1", "png"):
-            export_lerobot(path, folder / f"{name}_{images}", images=images)
-            np.savez(folder / f"{name}_{images}.npz", allow_pickle=False, **expected(path))
+        for version in ("v3.0", "v2.1"):
+            for images in ("h264", "av1", "png"):
+                case = folder / f"{name}_{version}_{images}"
+                export_lerobot(path, case, version=version, images=images)
+                np.savez(f"{case}.npz", allow_pickle=False, **expected(path))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ effort}``, ``observations/images/<camera>`` and ``action``."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from robolearn_data.formats import Progress, hdf5
+from robolearn_data.formats import OnBroken, Progress, hdf5
 from robolearn_data.formats.transfer import (
+    Faults,
     ImportFormatError,
     SourceEpisode,
     check_size,
@@ -28,7 +29,13 @@ _NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOI
 
 
 def import_aloha(
-    source: Path, target: Path, *, rate_hz: float = 50.0, bgr: bool = False, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    *,
+    rate_hz: float = 50.0,
+    bgr: bool = False,
+    on_broken: OnBroken | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Copy the episodes of a folder (or one file) to a new dataset ``target``, ordered by number.
 
@@ -38,6 +45,7 @@ def import_aloha(
     Args:
         rate_hz: control rate; ALOHA records at 50.
         bgr: the images have blue first; store them with red first. The first ALOHA recorder wrote JPEGs that way.
+        on_broken: called with one line for each broken file, which is left out. Without it they are an error.
         progress: called with (steps done, steps in all) after each episode.
 
     Returns:
@@ -48,36 +56,32 @@ def import_aloha(
         DatasetError: ``target`` exists.
     """
     files = _files(source)
-    with hdf5.open_hdf5(files[0]) as file:
-        streams = _streams(file)
-        attributes = hdf5.attributes(file)
-    origin = {"format": "aloha", "name": source.name, "attributes": attributes}
-    lengths = {}
-    for path in files:
+    faults = Faults(on_broken)
+    streams: dict[str, Stream] = {}
+    origin: dict[str, Any] = {"format": "aloha", "name": source.name}
+    episodes: list[SourceEpisode] = []
+
+    def read(path: Path, start: int, stop: int) -> dict[str, np.ndarray]:
         with hdf5.open_hdf5(path) as file:
-            lengths[path] = _steps(file)
+            return {name: _read(array, streams[name], start, stop, bgr=bgr) for name, array in _arrays(file).items()}
 
-    def episodes() -> Iterator[SourceEpisode]:
-        for path, steps in lengths.items():
-            with hdf5.open_hdf5(path) as file:
-                found = _streams(file)
-                if found != streams:
-                    differ = sorted(k for k in found.keys() | streams.keys() if found.get(k) != streams.get(k))
-                    raise ImportFormatError(f"{path} differs from {files[0].name} in {', '.join(differ)}")
-                arrays = _arrays(file)
-                yield SourceEpisode(
-                    str(path),
-                    steps,
-                    {"source_episode": path.name},
-                    lambda start, stop, arrays=arrays: {
-                        name: _read(array, streams[name], start, stop, bgr=bgr) for name, array in arrays.items()
-                    },
+    for path in files:
+        with faults.caught(), hdf5.open_hdf5(path) as file:
+            found, steps = _streams(file), _steps(file)
+            if not episodes:
+                streams = found
+                origin["attributes"] = hdf5.attributes(file)
+            if episodes and found != streams:
+                differ = sorted(k for k in found.keys() | streams.keys() if found.get(k) != streams.get(k))
+                raise ImportFormatError(
+                    f"{path} differs from {episodes[0].info['source_episode']} in {', '.join(differ)}"
                 )
-
-    total = sum(lengths.values())
-    return import_episodes(
-        target, Schema(rate_hz, streams), {"source": origin}, episodes(), total=total, progress=progress
-    )
+            episodes.append(SourceEpisode(str(path), steps, {"source_episode": path.name}, partial(read, path)))
+    if not episodes:
+        faults.check(0)
+    total = sum(episode.steps for episode in episodes)
+    schema = Schema(rate_hz, streams)
+    return import_episodes(target, schema, {"source": origin}, episodes, faults, total=total, progress=progress)
 
 
 def _files(source: Path) -> list[Path]:

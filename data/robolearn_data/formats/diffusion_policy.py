@@ -15,15 +15,17 @@ import zarr
 from zarr.storage import LocalStore, ZipStore
 
 from robolearn_data.dataset import Dataset
-from robolearn_data.formats import Progress, image_codecs
+from robolearn_data.formats import OnBroken, OnLoss, Progress, image_codecs
 from robolearn_data.formats.names import known_stream
 from robolearn_data.formats.transfer import (
     ExportFormatError,
+    Faults,
     ImportFormatError,
     SourceEpisode,
     appearing,
     check_size,
     import_episodes,
+    left_out,
     one_line,
 )
 from robolearn_data.schema import Schema, SchemaError, Stream, UserError
@@ -59,12 +61,18 @@ _CODECS = {
 """Codecs that arrays may name. numcodecs knows more, among them one that unpickles, so runs code from the file."""
 
 _CHUNK_BYTES = 2e6
+_BATCH = 64
 _IMAGE_CODECS = {"jpeg2k": (image_codecs.Jpeg2k, 50), "jpegxl": (image_codecs.JpegXl, 99)}
 """Choice -> codec and level, as diffusion_policy and UMI use them."""
 
 
 def import_diffusion_policy(
-    source: Path, target: Path, *, rate_hz: float | None = None, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    *,
+    rate_hz: float | None = None,
+    on_broken: OnBroken | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Copy every episode of ``source`` to a new dataset ``target``, value for value and under the same names.
 
@@ -73,6 +81,7 @@ def import_diffusion_policy(
 
     Args:
         rate_hz: control rate, which the source does not record; by default 10, and 59.94 where the arrays are UMI's.
+        on_broken: called with one line for each broken episode, which is left out. Without it they are an error.
         progress: called with (steps done, steps in all) after each episode.
 
     Returns:
@@ -102,11 +111,18 @@ def import_diffusion_policy(
             )
             for number, start in enumerate([0, *ends[:-1].tolist()])
         )
-        return import_episodes(target, schema, {"source": origin}, episodes, total=int(ends[-1]), progress=progress)
+        return import_episodes(
+            target, schema, {"source": origin}, episodes, Faults(on_broken), total=int(ends[-1]), progress=progress
+        )
 
 
 def export_diffusion_policy(
-    source: Path, target: Path, *, images: str = "blosc", progress: Progress | None = None
+    source: str | Path,
+    target: Path,
+    *,
+    images: str = "blosc",
+    on_loss: OnLoss | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Write the dataset ``source`` as a ReplayBuffer: a zarr v2 folder, or a zip file where ``target`` ends in ".zip".
 
@@ -116,6 +132,7 @@ def export_diffusion_policy(
     Args:
         images: "blosc" (lossless), "jpeg2k" or "jpegxl" (lossy, smaller, a chunk per frame; streams of kind image
             with 1, 3 or 4 channels that hold whole numbers from 0 to 255; they become uint8).
+        on_loss: called with one line where the dataset has what this format cannot hold.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -131,6 +148,7 @@ def export_diffusion_policy(
     dataset = Dataset.open(source)
     if not dataset.episodes:
         raise ExportFormatError(f"{source} has no episodes; there is nothing to export")
+    streams = dataset.schema.streams
     with appearing(target) as unfinished:
         store = ZipStore(unfinished, mode="w") if target.suffix == ".zip" else LocalStore(unfinished)
         try:
@@ -140,16 +158,23 @@ def export_diffusion_policy(
             )
             ends[:] = dataset.episode_ends
             data = root.create_group("data")
-            for done, name in enumerate(dataset.schema.streams):
-                _write(dataset, name, data, images)
-                if progress:
-                    progress((done + 1) * dataset.steps // len(dataset.schema.streams), dataset.steps)
+            sizes = {name: stream.size * np.dtype(stream.dtype).itemsize for name, stream in streams.items()}
+            written = 0
+            for name in streams:
+                for rows in _write(dataset, name, data, images):
+                    written += rows * sizes[name]
+                    if progress:
+                        progress(written // sum(sizes.values()), dataset.steps)
         finally:
             store.close()
+    lost = left_out(dataset)
+    if lost and on_loss:
+        on_loss(lost)
     return dataset.episodes, dataset.steps
 
 
-def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> None:
+def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> Iterator[int]:
+    """Write one stream, and yield the number of rows of each piece."""
     import numcodecs
 
     stream = dataset.schema.streams[name]
@@ -168,11 +193,13 @@ def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> None:
         compressors=compressor,  # pyright: ignore[reportArgumentType]
         config={"write_empty_chunks": True},
     )
-    # Whole chunks, so that each is compressed once, and none is written to a zip file twice.
-    piece = rows * max(int(32 * _CHUNK_BYTES) // (rows * stream.size * np.dtype(stream.dtype).itemsize), 1)
+    # Whole chunks, so that each is compressed once, and none is written to a zip file twice. Of the large ones each by
+    # itself: after an error zarr would go on writing the others in its own thread while the folder is removed.
+    piece = max(rows, _BATCH) if rows == 1 else rows
     for start in range(0, dataset.steps, piece):
         block = slice(start, min(start + piece, dataset.steps))
         array[block] = dataset.read(name, block, dtype)
+        yield block.stop - block.start
 
 
 @contextmanager

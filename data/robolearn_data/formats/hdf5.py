@@ -27,7 +27,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise ImportFormatError(f"no such file: {path}; check the path")
     try:
-        file = h5py.File(path, "r")
+        # Without a cache of 1 MB for each array: everything is read once, and a file has thousands of arrays.
+        file = h5py.File(path, "r", rdcc_nbytes=0)
     except PermissionError:
         raise
     except (OSError, RuntimeError, KeyError) as error:

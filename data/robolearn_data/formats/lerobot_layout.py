@@ -25,7 +25,8 @@ STATS = "meta/stats.json"
 OURS = "meta/robolearn.json"
 """{"format": 1, "schema", "metadata", "keys": stream -> feature key, "episodes": what was noted about each}"""
 OUR_ROWS = "meta/robolearn.parquet"
-"""A row for each control step; columns "time/tick", "time/<stream>", "valid/<stream>" as in our own datasets."""
+"""A row for each control step; columns "time/tick", "time/<stream>", "received/<stream>",
+"valid/<stream>" as in our own datasets."""
 OUR_FORMAT = 1
 
 CHUNKS_SIZE = 1000
@@ -288,6 +289,8 @@ def keys_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, str]:
     """Stream name -> feature key for an export: the key it was imported from, else LeRobot's custom.
 
     "observation.state" is the stream "state", or the only one of its kind; cameras are "observation.images.<name>".
+    Images without three channels are written as numbers, and therefore "observation.<name>": LeRobot takes every key
+    with "image" in it for a camera.
     Policies of LeRobot learn "action" and read what begins with "observation.", so the rest becomes "info.<name>".
 
     Raises:
@@ -304,8 +307,10 @@ def keys_of(schema: Schema, metadata: Mapping[str, Any]) -> dict[str, str]:
                 key = "action"
             elif stream.kind == "state":
                 key = "observation.state" if len(states) == 1 else f"observation.{name}"
+            elif stream.kind == "image":
+                key = f"observation.images.{name}" if stream.shape[2] == 3 else f"observation.{name}"
             else:
-                key = f"observation.images.{name}" if stream.kind == "image" else f"info.{name}"
+                key = f"info.{name}"
         keys[name] = key
     if len(set(keys.values())) < len(keys):
         raise ExportFormatError(f"two streams would have the same feature key: {keys}")

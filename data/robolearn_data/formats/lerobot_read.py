@@ -7,7 +7,8 @@ timestamps are not frame_index / fps (they are capture times then), picture i be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from robolearn_data.formats import Progress
+from robolearn_data.formats import OnBroken, Progress
 from robolearn_data.formats import lerobot_layout as layout
 from robolearn_data.formats.lerobot_episodes import Episode, read_episodes, read_tasks
 from robolearn_data.formats.lerobot_rows import RowReader
 from robolearn_data.formats.lerobot_video import VideoReader, decode_picture, frame_count
-from robolearn_data.formats.transfer import ImportFormatError, appearing, one_line
+from robolearn_data.formats.transfer import Faults, ImportFormatError, appearing, one_line
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.writer import DatasetWriter
 
@@ -54,7 +55,7 @@ class _Ours:
     metadata: dict[str, Any]
     infos: list[dict[str, Any]]
     columns: dict[str, np.ndarray]
-    """"time/<stream>" and "valid/<stream>" -> (N,)."""
+    """"time/<stream>", "received/<stream>" and "valid/<stream>" -> (N,)."""
 
 
 def import_lerobot(
@@ -63,7 +64,7 @@ def import_lerobot(
     *,
     version: str | None = None,
     image_compression: str = "zstd-5",
-    on_broken: Callable[[str], None] | None = None,
+    on_broken: OnBroken | None = None,
     progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Copy every episode of the LeRobot dataset ``source`` to a new dataset ``target``, which appears when all is done.
@@ -76,8 +77,8 @@ def import_lerobot(
     Args:
         version: "v2.1" or "v3.0" to refuse the other one; by default either.
         image_compression: see ``DatasetWriter.create``.
-        on_broken: called with one line for every fault that was met; broken episodes are left out. Without it the
-            first fault is an error.
+        on_broken: called with one line for every fault that was met; broken episodes are left out. Without it they
+            are an error.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -87,6 +88,7 @@ def import_lerobot(
         ImportFormatError: the source is broken; the message names the file and the episode.
         DatasetError: ``target`` exists.
     """
+    faults = Faults(on_broken)
     opened = _open(source, version, on_broken)
     ours, info = opened.ours, opened.info
     origin: dict[str, Any] = {"format": "lerobot", "version": info.version, "name": source.name}
@@ -102,23 +104,30 @@ def import_lerobot(
         ) as writer:
             start = 0
             for episode in opened.episodes:
-                done = writer.steps
-                try:
+                done, whole = start, writer.episodes
+                with faults.caught(), _place(f"episode {episode.number}"):
                     for count in _copy(opened, episode, slice(start, start + episode.length), writer):
                         done += count
                         if progress:
                             progress(done, total)
-                except ImportFormatError as error:
+                if writer.episodes == whole:
                     writer.discard_episode()
-                    _complain(f"episode {episode.number}: {error}", on_broken)
                 start += episode.length
-            if not writer.episodes:
-                raise ImportFormatError(f"no episode of {source} can be read")
+            faults.check(writer.episodes)
             counted = writer.episodes, writer.steps
     return counted
 
 
-def _open(source: Path, version: str | None, on_broken: Callable[[str], None] | None) -> _Source:
+@contextmanager
+def _place(place: str) -> Iterator[None]:
+    """Put the place before the message of an ImportFormatError."""
+    try:
+        yield
+    except ImportFormatError as error:
+        raise ImportFormatError(f"{place}: {error}") from None
+
+
+def _open(source: Path, version: str | None, on_broken: OnBroken | None) -> _Source:
     if not source.is_dir():
         raise ImportFormatError(
             f"no such folder: {source}; --format lerobot takes the folder that holds meta/info.json"
@@ -144,7 +153,7 @@ def _open(source: Path, version: str | None, on_broken: Callable[[str], None] | 
     return opened
 
 
-def _complain(line: str, on_broken: Callable[[str], None] | None) -> None:
+def _complain(line: str, on_broken: OnBroken | None) -> None:
     if on_broken is None:
         raise ImportFormatError(line)
     on_broken(line)
@@ -259,6 +268,7 @@ def _write(opened: _Source, block: dict[str, np.ndarray], rows: slice, episode: 
     columns = {name: values[rows] for name, values in opened.ours.columns.items()} if opened.ours else {}
     ticks = columns.pop("time/tick", None)
     captures = {name.removeprefix("time/"): v for name, v in columns.items() if name.startswith("time/")}
+    received = {name.removeprefix("received/"): v for name, v in columns.items() if name.startswith("received/")}
     valid = {name.removeprefix("valid/"): v for name, v in columns.items() if name.startswith("valid/")}
     try:
         for start, stop, holes in _runs(len(next(iter(block.values()))), ticks, valid):
@@ -268,6 +278,7 @@ def _write(opened: _Source, block: dict[str, np.ndarray], rows: slice, episode: 
                 writer.extend(
                     {name: values[part] for name, values in block.items()},
                     capture_ns={name: v[part] for name, v in captures.items()},
+                    received_ns={name: v[part] for name, v in received.items()},
                     time_ns=ticks[part] if ticks is not None and known else None,
                 )
                 continue
@@ -275,6 +286,7 @@ def _write(opened: _Source, block: dict[str, np.ndarray], rows: slice, episode: 
                 writer.add(
                     {name: values[row] for name, values in block.items() if name not in holes},
                     capture_ns={name: int(v[row]) for name, v in captures.items()},
+                    received_ns={name: int(v[row]) for name, v in received.items()},
                     time_ns=int(ticks[row]) if ticks is not None and known else None,
                     holes=holes,
                 )
@@ -325,8 +337,8 @@ def _our_columns(root: Path, steps: int, schema: Schema) -> dict[str, np.ndarray
     if not (root / layout.OUR_ROWS).exists():
         return {}
     table = pq.ParquetFile(layout.find(root, layout.OUR_ROWS)).read()
-    known = {"time/tick", *(f"{kind}/{name}" for kind in ("time", "valid") for name in schema.streams)}
+    known = {"time/tick", *(f"{kind}/{name}" for kind in ("time", "received", "valid") for name in schema.streams)}
     if table.num_rows != steps or not set(table.column_names) <= known:
         raise ValueError(f"{layout.OUR_ROWS} has {table.num_rows} rows for {steps}, or other columns")
-    dtypes = {"time": np.int64, "valid": np.bool_}
+    dtypes = {"time": np.int64, "received": np.int64, "valid": np.bool_}
     return {name: table[name].to_numpy().astype(dtypes[name.split("/")[0]]) for name in table.column_names}

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robolearn_data.dataset import Dataset
-from robolearn_data.formats import Progress
+from robolearn_data.formats import OnLoss, Progress
 from robolearn_data.formats import lerobot_layout as layout
 from robolearn_data.formats.lerobot_layout import Feature
 from robolearn_data.formats.lerobot_stats import PictureStats, Stats, aggregate, sampled, vector_stats
 from robolearn_data.formats.lerobot_video import CODECS, VideoWriter, encode_png, encoding_info
-from robolearn_data.formats.transfer import ExportFormatError, appearing
+from robolearn_data.formats.transfer import ExportFormatError, appearing, left_out
 from robolearn_data.schema import SchemaError
 
 _INDEX_FEATURES = {key: Feature(key, dtype, (1,)) for key, dtype in layout.INDICES.items()}
@@ -26,7 +26,13 @@ _BATCH = 64
 
 
 def export_lerobot(
-    source: Path, target: Path, *, version: str = "v3.0", images: str = "h264", progress: Progress | None = None
+    source: str | Path,
+    target: Path,
+    *,
+    version: str = "v3.0",
+    images: str = "h264",
+    on_loss: OnLoss | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Write the dataset ``source`` as a LeRobot dataset, which appears at ``target`` when all is done.
 
@@ -38,6 +44,7 @@ def export_lerobot(
         version: "v2.1" or "v3.0".
         images: "h264" or "av1" videos, which lose detail, or "png", which does not. For streams of kind image that have
             3 channels and whole values from 0 to 255; others are written as numbers.
+        on_loss: called with one line where streams have rates of their own.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -65,6 +72,9 @@ def export_lerobot(
         finally:
             export.close()
         export.write_meta()
+    lost = left_out(dataset, ("times", "holes", "names"), info=export.info_keys())
+    if lost and on_loss:
+        on_loss(lost)
     return dataset.episodes, dataset.steps
 
 
@@ -196,6 +206,10 @@ class _Export:
             found[f"videos/{key}/to_timestamp"] = end / self.fps
         return found
 
+    def info_keys(self) -> set[str]:
+        """Keys of the episodes' info, all of which are kept."""
+        return {key for info in self.infos for key in info}
+
     def _ordered_keys(self) -> list[str]:
         return list(self.keys.values())
 
@@ -300,6 +314,9 @@ class _Export:
             times = self.dataset.times(name)
             if times is not None:
                 columns[f"time/{name}"] = times
+            received = self.dataset.received(name) if name in self.keys else None
+            if received is not None:
+                columns[f"received/{name}"] = received
         for name in self.keys:
             valid = self.dataset.valid(name)
             if not valid.all():

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from robolearn_data.dataset import Dataset
-from robolearn_data.formats import Progress, hdf5
+from robolearn_data.formats import OnBroken, OnLoss, Progress, hdf5
 from robolearn_data.formats.names import known_stream
 from robolearn_data.formats.transfer import (
     ExportFormatError,
+    Faults,
     ImportFormatError,
     SourceEpisode,
     appearing,
     import_episodes,
+    left_out,
     missing,
     stream_name,
 )
@@ -49,7 +51,12 @@ class _Column:
 
 
 def import_robomimic(
-    source: Path, target: Path, *, rate_hz: float | None = None, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    *,
+    rate_hz: float | None = None,
+    on_broken: OnBroken | None = None,
+    progress: Progress | None = None,
 ) -> tuple[int, int]:
     """Copy every demo of the file ``source`` to a new dataset ``target``, value for value, in the order of numbers.
 
@@ -59,6 +66,7 @@ def import_robomimic(
 
     Args:
         rate_hz: control rate; by default ``control_freq`` of ``env_args``, or 20, robosuite's.
+        on_broken: called with one line for each broken demo, which is left out. Without it they are an error.
         progress: called with (steps done, steps in all) after each demo.
 
     Returns:
@@ -83,36 +91,43 @@ def import_robomimic(
 
         schema: Schema | None = None
         episodes = []
+        faults = Faults(on_broken)
         for name, demo in _demos(data):
-            columns = _columns(demo)
-            steps = _steps(demo, columns)
-            streams = {key: _stream(key, column) for key, column in columns.items()}
-            schema = schema or Schema(rate_hz, streams)
-            if streams != schema.streams:
-                differ = ", ".join(_differences(schema.streams, streams))
-                raise ImportFormatError(f"{hdf5.place(demo)} differs from the first demo in {differ}")
-            info = {"source_episode": name, **_info(demo, notes)}
-            episodes.append(SourceEpisode(hdf5.place(demo), steps, info, _reader(columns)))
-            if "next_obs" in demo:
-                notes.append("next_obs is not kept: it repeats obs one step later")
-            notes += [f"group {key} of the demos is not kept" for key in _other_groups(demo)]
+            with faults.caught():
+                columns = _columns(demo)
+                steps = _steps(demo, columns)
+                streams = {key: _stream(key, column) for key, column in columns.items()}
+                schema = schema or Schema(rate_hz, streams)
+                if streams != schema.streams:
+                    differ = ", ".join(_differences(schema.streams, streams))
+                    raise ImportFormatError(f"{hdf5.place(demo)} differs from the first demo in {differ}")
+                info = {"source_episode": name, **_info(demo, notes)}
+                episodes.append(SourceEpisode(hdf5.place(demo), steps, info, _reader(columns)))
+                if "next_obs" in demo:
+                    notes.append("next_obs is not kept: it repeats obs one step later")
+                notes += [f"group {key} of the demos is not kept" for key in _other_groups(demo)]
         if schema is None:
+            faults.check(0)
             raise ImportFormatError(f"{source} has no demos under /data; it is not a robomimic file")
         if notes:
             origin["notes"] = list(dict.fromkeys(notes))
         total = sum(episode.steps for episode in episodes)
-        return import_episodes(target, schema, {"source": origin}, episodes, total=total, progress=progress)
+        return import_episodes(target, schema, {"source": origin}, episodes, faults, total=total, progress=progress)
 
 
-def export_robomimic(source: Path, target: Path, *, progress: Progress | None = None) -> tuple[int, int]:
+def export_robomimic(
+    source: str | Path, target: Path, *, on_loss: OnLoss | None = None, progress: Progress | None = None
+) -> tuple[int, int]:
     """Write the dataset ``source`` as one HDF5 file that robomimic's SequenceDataset reads.
 
     States and images become ``obs/<stream>`` (images uint8, gzip), ``action`` becomes ``actions``, streams of kind info
     lie beside it. Without such streams ``rewards`` are 0 and ``dones`` 1 at the last step. ``next_obs`` is not written
     (set robomimic's ``train.hdf5_load_next_obs`` to false). ``env_args`` and masks are those of an imported file; rows
-    of dropped frames hold their stand-ins; times have no place in this format.
+    of dropped frames hold their stand-ins; texts, numbers and bools of an episode's info become attributes of its demo;
+    times have no place in this format.
 
     Args:
+        on_loss: called with one line where the dataset has what this format cannot hold.
         progress: called with (steps done, steps in all) after each episode.
 
     Returns:
@@ -136,6 +151,7 @@ def export_robomimic(source: Path, target: Path, *, progress: Progress | None = 
     origin = dataset.metadata.get("source")
     origin = origin if isinstance(origin, dict) else {}
     names: list[str] = []
+    kept: set[str] = set()
     with appearing(target) as unfinished, h5py.File(unfinished, "w") as file:
         data = file.create_group("data")
         data.attrs["total"] = dataset.steps
@@ -143,6 +159,11 @@ def export_robomimic(source: Path, target: Path, *, progress: Progress | None = 
         for number in range(dataset.episodes):
             rows = dataset.rows(number)
             demo = data.create_group(f"demo_{number}")
+            info = dataset.episode_info(number)
+            for key, value in info.items():
+                if _fits(key, value):
+                    demo.attrs[key] = value
+                    kept.add(key)
             demo.attrs["num_samples"] = rows.stop - rows.start
             demo.create_group("obs")
             for name, stream in dataset.schema.streams.items():
@@ -151,14 +172,24 @@ def export_robomimic(source: Path, target: Path, *, progress: Progress | None = 
                 demo["rewards"] = np.zeros(rows.stop - rows.start)
             if "dones" not in demo:
                 demo["dones"] = (np.arange(rows.start, rows.stop) == rows.stop - 1).astype("int64")
-            names.append(str(dataset.episode_info(number).get("source_episode", "")))
+            names.append(str(info.get("source_episode", "")))
             if progress:
                 progress(rows.stop, dataset.steps)
         masks = origin.get("masks") or {}
         for split, demos in masks.items() if len(set(names)) == len(names) else ():
-            kept = [f"demo_{names.index(demo)}" for demo in demos if demo in names]
-            file[f"mask/{split}"] = np.array(kept, dtype="S")
+            there = [f"demo_{names.index(demo)}" for demo in demos if demo in names]
+            file[f"mask/{split}"] = np.array(there, dtype="S")
+    lost = left_out(dataset, info=kept)
+    if lost and on_loss:
+        on_loss(lost)
     return dataset.episodes, dataset.steps
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether an entry of an episode's info can be an attribute. HDF5 holds 64 kB of them."""
+    if isinstance(value, str):
+        return 0 < len(value) <= _LONG_TEXT and "\0" not in key + value and key not in ("", ".", "uuid")
+    return isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63 and key not in ("", "."))
 
 
 def _write(dataset: Dataset, name: str, stream: Stream, rows: slice, demo: Any) -> None:
