@@ -12,8 +12,10 @@ Lift beforehand, so that they only copy. Each recorder gets the same input for a
   AV1 (PyAV, libsvtav1, g=2, crf=30, preset 12), rows become parquet. Its statistics of images are left out.
 
 CPU time is that of the whole recording process from the episode's start until it is saved; "cores" is that over the
-episode's length. On a machine that does other work, run it by `nice -n -10`, for both recorders alike: a recorder that
-gets no time loses samples.
+episode's length. A recorder that gets no time loses samples: on a machine that does other work, give the benchmark a
+session of its own that goes first, for both recorders alike:
+
+    setsid bash -c 'echo -15 > /proc/self/autogroup; exec python tests/benchmarks/data_recording.py'
 """
 
 from __future__ import annotations
@@ -70,10 +72,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         draw(folder)
-        rows = [ours(folder, options.seconds), lerobots_way(folder, options.seconds)]
-    for row in rows:
-        print(row)
-    print("results:", write_results("data_recording", rows))
+        rows = []
+        for record in (ours, lerobots_way):
+            rows.append(record(folder, options.seconds))
+            print(rows[-1])
+            print("results:", write_results("data_recording", rows))
 
 
 def draw(folder: Path, steps: int = 100) -> None:
@@ -170,7 +173,6 @@ def ours(folder: Path, seconds: int) -> dict[str, Any]:
     check(folder, path, begin, seconds)
     return {
         "recorder": "robolearn",
-        "niceness": os.nice(0),
         "seconds": seconds,
         "cores": used_s / seconds,
         "cpu_s_while_recording": recording_s,
@@ -220,7 +222,6 @@ def lerobots_way(folder: Path, seconds: int) -> dict[str, Any]:
         process.join()
     return {
         "recorder": "LeRobot's way",
-        "niceness": os.nice(0),
         "seconds": seconds,
         "cores": measured["cpu_s"] / seconds,
         **{key: measured[key] for key in ("cpu_s_while_recording", "cpu_s", "s_until_saved")},
