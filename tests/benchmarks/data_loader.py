@@ -15,7 +15,6 @@ threads included, and per pair: one picture of each camera.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -183,14 +182,12 @@ def main() -> None:
         """The dearer of the two recordings."""
         return max(row["cpu_ms_per_pair"] for row in rows if row["stored"] == stored)
 
-    path = write_results("data_loader", rows, options.out)
-    content = json.loads(path.read_text())
     figures = {
         "ours_cpu_ms": pair("robolearn jpeg-95"),
         "lerobot_v30_cpu_ms": pair(LEROBOT),
         "lerobot_v30_least_cpu_ms": pair(LEAST),
     }
-    path.write_text(json.dumps({**figures, **content}, indent=1) + "\n")
+    path = write_results("data_loader", rows, options.out, **figures)
     ours_ms, theirs, least = figures.values()
     print(
         f"{path}: a pair of pictures costs {ours_ms:.2f} CPU-ms; LeRobot's reading {theirs:.2f} ({theirs / ours_ms:.1f}"

@@ -177,15 +177,13 @@ def main() -> None:
         rows = measure(folder, SIZES[:2] if options.quick else SIZES)
     finally:
         shutil.rmtree(folder)
-    path = write_results("data_open", rows, options.out)
-    content = json.loads(path.read_text())
     ours = [row for row in rows if row["stored"] == Ours.name]
     figures = {
         "open_10000_cpu_s": ours[-1]["open_cpu_s"],
         "append_growth": ours[-1]["append_cpu_s"] / ours[0]["append_cpu_s"],
         "ten_hours_of_three_cameras": files_of_ten_hours(),
     }
-    path.write_text(json.dumps({**figures, **content}, indent=1) + "\n")
+    path = write_results("data_open", rows, options.out, **figures)
     print(f"{path}: {figures}")
 
 
