@@ -15,7 +15,7 @@ After each kill the dataset is opened and every episode that came since the kill
   begins a new one, so that each kill counts once.
 * refused by its own class: ReplayBuffer asserts that its arrays end with the last episode. Here the rows beyond are
   ignored and overwritten instead, which is kinder than that.
-* episodes lost: saved, as far as the writer's call had returned, and not there.
+* episodes lost: saved, as far as the writer's call had returned, and not there; all those of a torn dataset.
 * steps lost: of the episode in flight, taken by the writer (``add`` had returned) and neither there nor recovered.
 
 Goes on where an earlier run stopped; the kills so far are in the temporary folder, `--fresh` forgets them.
@@ -193,10 +193,10 @@ def check_hdf5(path: Path, before: int, told: Told) -> tuple[int, Counter[str]]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        demos = sorted(file["data"], key=lambda name: int(name.removeprefix("demo_")))  # pyright: ignore[reportArgumentType]
+        data: Any = file["data"]
+        demos = sorted(data, key=lambda name: int(name.removeprefix("demo_")))
         for name in demos[before:]:
-            demo: Any = file[f"data/{name}"]
-            found = {k: demo["actions" if k == "action" else f"obs/{k}"][:] for k in SCHEMA.streams}
+            found = {k: data[name]["actions" if k == "action" else f"obs/{k}"][:] for k in SCHEMA.streams}
             same(found, int(name.removeprefix("demo_")))
     return len(demos), Counter(steps_lost=int(told[1]) if f"demo_{told[0]}" not in demos else 0)
 
@@ -273,6 +273,8 @@ def soak(side: str, kills: int) -> dict[str, Any]:
                 new(path)
                 episodes = 0
             line = kill(write, check, path, number, episodes)
+            if line["torn"]:
+                line["lost"] = episodes + line["saved"]
             episodes = line["episodes"]
             if line["torn"]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
