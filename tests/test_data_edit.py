@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
-from robolearn_data.edit import EditError, choose_held_out, convert, delete, merge, split
+from robolearn_data.edit import EditError, convert, delete, merge, split
 from robolearn_data.relabel import relabel, undo_relabel
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.selection import SelectionError, select_episodes
@@ -214,12 +214,6 @@ def test_wrong_selections_are_one_clear_line(path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_held_out_episodes_depend_on_the_seed_alone() -> None:
-    assert choose_held_out(10, 0.2, 3) == choose_held_out(10, 0.2, 3)
-    assert len(choose_held_out(10, 0.01, 0)) == 1
-    assert len({tuple(choose_held_out(50, 0.2, seed)) for seed in range(5)}) > 1
-
-
 def die_at(nth: int, change: Callable[..., Any], *arguments: Any) -> None:
     """Make ``change`` and be killed at its ``nth`` file opened, renamed or removed."""
     events = itertools.count()
@@ -260,11 +254,47 @@ def test_a_kill_at_any_file_leaves_the_old_dataset_or_the_new_one(tmp_path: Path
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        function(target, *arguments)  # what the killed one left is in nobody's way
+        function(target, *arguments)  # what the killed one left is in nobody's way, and is cleared
+        assert not list(target.parent.glob(".*"))
+        for former in target.parent.glob("d.before-delete*"):
+            assert validate(former) == []
+            assert Dataset.open(former).episodes > Dataset.open(target).episodes
         shutil.rmtree(tmp_path / "run")
         nth += 1 + nth // 2
     assert len(outcomes) > 8
     assert outcomes == sorted(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["merge", "convert"])
+def test_a_killed_copy_leaves_no_target_and_the_next_one_clears_its_rest(
+    tmp_path: Path, path: Path, change: str
+) -> None:
+    target = tmp_path / "run" / "new"
+    target.parent.mkdir()
+    function, source = (merge, [path]) if change == "merge" else (convert, path)
+    before = content(path)
+    for nth in (0, 30, 90, 200, 400):
+        process = PROCESSES.Process(target=die_at, args=(nth, function, source, target))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not target.exists()
+        assert content(path) == before
+    assert len(list(target.parent.iterdir())) <= 1
+    function(source, target)
+    assert [p.name for p in target.parent.iterdir()] == ["new"]
+    assert validate(target) == []
+
+
+def test_a_draft_of_a_living_process_is_not_cleared(tmp_path: Path, path: Path) -> None:
+    living = tmp_path / f".new.{os.getppid()}.partial"
+    dead = tmp_path / ".new.999999999.partial"
+    living.mkdir()
+    dead.mkdir()
+    merge([path], tmp_path / "new")
+    assert living.exists()
+    assert not dead.exists()
 
 
 def test_the_command_line_shows_before_it_destroys(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,54 @@ def test_a_camera_may_stand_still_while_nothing_moves(tmp_path: Path) -> None:
     assert not [f for f in found_in(tmp_path / "d", episodes) if f.kind == "frozen"]
 
 
+NATIVE = Schema(
+    20.0,
+    {
+        "camera": Stream((8, 8, 3), "uint8", "image", rate_hz=30.0),
+        "wrench": Stream((2,), rate_hz=500.0, interpolation="linear"),
+        "joints": Stream((1,)),
+    },
+)
+
+
+@pytest.mark.parametrize("fault", ["none", "frozen", "dropped"])
+def test_streams_with_a_rate_of_their_own_are_looked_at_sample_by_sample(tmp_path: Path, fault: str) -> None:
+    rng = np.random.default_rng(0)
+    with DatasetWriter.create(tmp_path / "d", NATIVE, durable=False) as writer:
+        for episode in range(3):
+            ticks = 10**9 + np.arange(100) * 50_000_000
+            seen = 10**9 + np.arange(150) * 10**9 // 30
+            felt = 10**9 + np.arange(2500) * 2_000_000
+            pictures = rng.integers(0, 256, (150, 8, 8, 3), dtype=np.uint8)
+            if fault == "frozen" and episode == 1:
+                pictures[60:90] = pictures[60]
+            if fault == "dropped" and episode == 2:
+                felt = np.delete(felt, slice(1000, 1250))
+            writer.add_samples("camera", pictures, seen)
+            writer.add_samples("wrench", np.sin(felt[:, None] / 3e8 + [episode, 1]).astype("f4"), felt)
+            writer.extend({"joints": np.sin(ticks[:, None] / 5e8 + episode).astype("f4")}, time_ns=ticks)
+            writer.save_episode()
+    expected = {
+        "none": [],
+        "frozen": ["camera, episode 1, steps 40 to 59: the same picture 30 times"],
+        "dropped": ["wrench, episode 2: about 250 of 2500 samples are missing, at most 0.502 s between two, 2 s after"],
+    }
+    found = [str(finding) for finding in inspect(Dataset.open(tmp_path / "d"))]
+    assert len(found) == len(expected[fault])
+    for shown, words in zip(found, expected[fault], strict=True):
+        assert words in shown
+
+
+def test_motion_over_several_steps_and_trembling_are_no_jumps(tmp_path: Path) -> None:
+    episodes = good()
+    for episode in episodes:
+        episode["joints"][:, 1] = 0.1
+        episode["joints"][::50, 1] += 1e-6  # a joint that rests, but for its encoder's last bit
+    episodes[0]["joints"][40:45, 1] += 0.001
+    episodes[1]["joints"][60:, 0] += np.minimum(np.arange(80) * 8, 40)
+    assert [f for f in found_in(tmp_path / "d", episodes) if f.kind == "jump"] == []
+
+
 def test_warnings_change_the_exit_code_only_when_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     episodes = good()
     pause(episodes)
@@ -129,5 +177,5 @@ def test_warnings_change_the_exit_code_only_when_strict(tmp_path: Path, capsys: 
     assert main(["data", "validate", str(tmp_path / "d")]) == 0
     shown = capsys.readouterr().out
     assert "warning: tick, episode 3" in shown
-    assert "whole, 1 warnings" in shown
+    assert "whole, 1 warning\n" in shown
     assert main(["data", "validate", str(tmp_path / "d"), "--strict"]) == 1

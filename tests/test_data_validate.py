@@ -119,6 +119,38 @@ def test_each_fault_is_found_and_placed(
     assert faults[0] in capsys.readouterr().out
 
 
+def test_a_flipped_bit_in_any_picture_is_found_and_placed(path: Path) -> None:
+    file = path / "data/camera/c/1/0/0/0"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    (fault,) = validate(path)
+    assert re.search(r"data/camera: row 3\d\d is damaged: .*checksum \(file .*\), episode 1", fault)
+    assert validate(path, pictures=True) == [fault]
+
+
+def test_a_picture_that_was_never_written_is_found(path: Path) -> None:
+    from robolearn_data import shards
+
+    file = path / "data/camera/c/0/0/0/0"
+    frames = [f for f in shards.unpack(Dataset.open(path).location, "data/camera/c/0/0/0/0", 256) if f]
+    file.write_bytes(shards.pack(frames[:-1], 256))
+    assert validate(path) == ["data/camera: row 255 is never written (file data/camera/c/0/0/0/0), episode 1"]
+
+
+def test_a_picture_with_a_right_checksum_that_is_no_picture_is_found_by_decoding(path: Path) -> None:
+    from robolearn_data import shards
+
+    file = path / "data/camera/c/0/0/0/0"
+    frames = [f for f in shards.unpack(Dataset.open(path).location, "data/camera/c/0/0/0/0", 256) if f]
+    frames[7] = shards.seal(b"no picture")
+    file.write_bytes(shards.pack(frames, 256))
+    assert validate(path) == []
+    (fault,) = validate(path, pictures=True)
+    assert "row 7 is damaged" in fault
+    assert main(["data", "validate", str(path), "--pictures"]) == 1
+
+
 def test_every_fault_is_listed_not_only_the_first(path: Path) -> None:
     write(path, "data/joints", 3, np.nan)
     write(path, "data/action", 500, np.nan)

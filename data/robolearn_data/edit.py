@@ -17,7 +17,7 @@ import numpy as np
 
 from robolearn_data.copying import EpisodeCopier, Progress, compression_of, new_dataset, no_writer
 from robolearn_data.dataset import Dataset
-from robolearn_data.folder import DatasetError, sync_folder
+from robolearn_data.folder import DatasetError, Folder, sync_folder
 from robolearn_data.schema import Schema, UserError
 from robolearn_data.selection import SelectionError, episode_infos
 
@@ -84,16 +84,6 @@ def merge(
     return copied, sum(dataset.episodes for dataset in datasets) - copied
 
 
-def choose_held_out(episodes: int, fraction: float, seed: int) -> list[int]:
-    """Numbers of the episodes to hold out: ``fraction`` of them rounded, one at least, drawn by ``seed``."""
-    if episodes < 2 or not 0 < fraction < 1:
-        raise EditError(
-            f"cannot hold out {fraction:g} of {episodes} episodes; two are needed, and a fraction in (0, 1)"
-        )
-    count = min(max(round(fraction * episodes), 1), episodes - 1)
-    return sorted(np.random.default_rng(seed).permutation(episodes)[:count].tolist())
-
-
 def split(
     source: Path, train: Path, held_out: Path, episodes: Collection[int], *, progress: Progress | None = None
 ) -> None:
@@ -127,8 +117,9 @@ def delete(
 ) -> Path | None:
     """Remove episodes from the dataset at ``path``. Returns where the dataset as it was is kept, if ``undo``.
 
-    A copy without them is made beside and takes the dataset's place in one instant: killed at any moment the dataset is
-    there as it was or as it shall be. The former one becomes ``<name>.before-delete`` (numbered if that exists).
+    A copy without them is made in a hidden folder beside and takes the dataset's place in one instant: killed at any
+    moment the dataset is there as it was or as it shall be. The former one becomes ``<name>.before-delete`` (numbered
+    if that exists); where a kill came before that, the next ``delete`` or ``finish_delete`` sees to it.
 
     Raises:
         EditError: no episode would remain.
@@ -136,16 +127,39 @@ def delete(
     """
     path = path.resolve()
     with no_writer(path):
+        finish_delete(path)
         dataset = Dataset.open(path)
         rest = _others(dataset, episodes)
         if not rest:
             raise EditError(f"no episode of {path} would remain; remove the folder instead if you mean that")
-        kept = _unused(path.with_name(f"{path.name}.before-delete"))
-        _copy(dataset, rest, kept, _Count(progress, _steps(dataset, rest)))
-        exchange(kept, path)
-    if not undo:
-        shutil.rmtree(kept)
-    return kept if undo else None
+        copy = _hidden(path)
+        try:
+            _copy(dataset, rest, copy, _Count(progress, _steps(dataset, rest)))
+            exchange(copy, path)
+        except BaseException:
+            finish_delete(path)
+            raise
+    if undo:
+        return _keep(copy, path)
+    _remove(copy)
+    return None
+
+
+def finish_delete(path: Path) -> Path | None:
+    """Clear what a killed ``delete`` left beside the dataset. Returns where the dataset as it was is kept, if there.
+
+    A copy that had not taken the dataset's place is removed, a former dataset gets the name that it should have.
+    """
+    hidden = Folder(_hidden(path))
+    for folder in hidden.abandoned():
+        shutil.rmtree(folder, ignore_errors=True)
+    if not hidden.exists():
+        return None
+    here, there = ({str(i.get("uuid")) for i in episode_infos(Dataset.open(p))} for p in (path, hidden.path))
+    if there - here:
+        return _keep(hidden.path, path)
+    _remove(hidden.path)
+    return None
 
 
 def convert(
@@ -201,7 +215,7 @@ def exchange(a: Path, b: Path) -> None:
     if call(here, os.fsencode(a), here, os.fsencode(b), swap):
         number = ctypes.get_errno()
         if number == errno.EINVAL:
-            raise EditError(f"the file system of {b} cannot exchange folders; the new copy is at {a}")
+            raise EditError(f"the file system of {b} cannot exchange folders; `robolearn data split` copies instead")
         raise OSError(number, os.strerror(number), str(a))
     sync_folder(a.parent)
     if b.parent != a.parent:
@@ -223,11 +237,25 @@ def _others(dataset: Dataset, episodes: Collection[int]) -> list[int]:
     return [episode for episode in range(dataset.episodes) if episode not in set(episodes)]
 
 
-def _unused(path: Path) -> Path:
-    candidate, number = path, 1
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.delete")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a dataset that no kill can leave half removed under its own name."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _keep(former: Path, path: Path) -> Path:
+    """Give the dataset as it was a name that a person sees."""
+    candidate, number = path.with_name(f"{path.name}.before-delete"), 1
     while candidate.exists():
         number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
+        candidate = path.with_name(f"{path.name}.before-delete-{number}")
+    former.rename(candidate)
+    sync_folder(path.parent)
     return candidate
 
 

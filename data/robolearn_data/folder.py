@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,11 +94,15 @@ class Folder:
     def draft(self) -> Iterator[Folder]:
         """A place to build what appears here when the body is through; it leaves nothing behind when that fails.
 
+        What killed predecessors left is removed.
+
         Raises:
             DatasetError: there is something here.
         """
         self._check_free()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in self.abandoned():
+            shutil.rmtree(folder, ignore_errors=True)
         unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
@@ -109,9 +114,33 @@ class Folder:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
+    def abandoned(self) -> list[Path]:
+        """Drafts of what should have appeared here, whose process is no more."""
+        name = re.compile(rf"\.{re.escape(self.path.name)}\.(\d+)\.partial")
+        found = [(p, m) for p in sorted(self.path.parent.glob(".*.partial")) if (m := name.fullmatch(p.name))]
+        return [path for path, match in found if not _is_at_work(int(match[1]), path)]
+
     def _check_free(self) -> None:
         if self.exists():
             raise DatasetError(f"{self} exists; choose another path, or append to it if it is a dataset")
+
+
+def _is_at_work(process: int, folder: Path) -> bool:
+    """Whether a process is alive, or one of another machine is writing to ``folder``."""
+    try:
+        os.kill(process, 0)
+        return True
+    except ProcessLookupError:
+        pass
+    except (PermissionError, OverflowError):
+        return True
+    try:
+        _FolderLock(folder).release()
+    except FileNotFoundError:
+        return False
+    except DatasetError:
+        return True
+    return False
 
 
 def put(path: Path, value: Any, *, durable: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robolearn_data import shards, storage
 from robolearn_data.copying import Progress
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Stream
@@ -21,6 +22,9 @@ _JUMP = 20.0  # times the 99.9 % quantile of step sizes
 _SATURATED = 0.02  # share of rows at exactly the same extreme value
 _GAP_PERIODS = 3.0
 _HOLE_S = 1.0
+_DROPPED = 0.05
+_LEAST_JUMP = 0.05  # of the widest 1 % to 99 % range among the stream's components of the same unit
+_TRANSIENT = 2  # consecutive steps: more of them are motion
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,14 @@ def inspect(dataset: Dataset, *, progress: Progress | None = None) -> list[Findi
     order = sorted(dataset.schema.streams.items(), key=lambda item: item[1].kind == "image")  # the states are needed
     for name, stream in order:
         found += _holes(dataset, name)
+        if stream.is_native:
+            found += _dropped(dataset, name)
         if stream.kind == "image":
-            found += _frozen(dataset, name, motion)
+            marks = _marks(dataset, name)
+            found += _frozen(dataset, name, marks, motion)
+            for episode, digest in enumerate(digests):
+                rows = dataset.samples(name, episode).rows if stream.is_native else dataset.rows(episode)
+                digest.update(marks[rows].tobytes())
         elif dataset.steps:
             values = dataset.read(name).reshape(dataset.steps, -1)
             for episode, digest in enumerate(digests):
@@ -104,6 +114,24 @@ def _gaps(dataset: Dataset) -> Iterator[Finding]:
             yield Finding("gap", "tick", episode, span, what, "the recorder stalled: look at the machine's load")
 
 
+def _dropped(dataset: Dataset, name: str) -> Iterator[Finding]:
+    """Episodes in which a stream with a rate of its own has fewer samples than its rate gives."""
+    rate = dataset.schema.stream(name).rate_hz
+    for episode in range(dataset.episodes):
+        time = dataset.samples(name, episode).time
+        if len(time) < 2:
+            what = f"has {len(time)} samples at a nominal {rate:g} Hz"
+            yield Finding("dropped", name, episode, None, what, "was the device connected?")
+            continue
+        between = np.diff(time) * (rate / 1e9)
+        lost = int(np.maximum(np.round(between) - 1, 0).sum())
+        if lost > _DROPPED * len(time):
+            at = (int(time[int(np.argmax(between))]) - int(time[0])) / 1e9
+            what = f"about {lost} of {len(time) + lost} samples are missing, at most {between.max() / rate:.3g} s "
+            what += f"between two, {at:.3g} s after its first"
+            yield Finding("dropped", name, episode, None, what, "check its cable, its load, and the rate in the schema")
+
+
 def _holes(dataset: Dataset, name: str) -> Iterator[Finding]:
     valid = dataset.valid(name)
     if valid.all():
@@ -116,32 +144,55 @@ def _holes(dataset: Dataset, name: str) -> Iterator[Finding]:
                 yield Finding("hole", name, episode, (first, last), what, "check the device's cable and load")
 
 
-def _frozen(dataset: Dataset, name: str, motion: list[np.ndarray]) -> Iterator[Finding]:
+def _frozen(dataset: Dataset, name: str, marks: np.ndarray, motion: list[np.ndarray]) -> Iterator[Finding]:
     """Stretches in which valid pictures do not change at all although some state component moves."""
-    same = np.zeros(dataset.steps, bool)  # as the row before
-    last: np.ndarray | None = None
-    for row, block in dataset.blocks(name):
-        flat = block.reshape(len(block), -1)
-        if last is not None:
-            same[row] = np.array_equal(flat[0], last)
-        # A few bytes differ in nearly every pair, so that few pictures are compared whole.
-        maybe = np.flatnonzero((flat[1:, ::97] == flat[:-1, ::97]).all(1)) + 1
-        for i in maybe.tolist():
-            same[row + i] = np.array_equal(flat[i], flat[i - 1])
-        last = flat[-1].copy()
-    same &= dataset.valid(name)
-    least = max(round(FROZEN_S * dataset.schema.rate_hz), 3)
+    stream = dataset.schema.stream(name)
+    same = np.append(False, marks[1:] == marks[:-1]) if len(marks) else np.zeros(0, bool)
+    if not stream.is_native:
+        same &= dataset.valid(name)
+    least = max(round(FROZEN_S * (stream.rate_hz or dataset.schema.rate_hz)), 3)
+    ticks = dataset.times() if stream.is_native else None
     for episode in range(dataset.episodes):
-        rows = dataset.rows(episode)
+        steps = dataset.rows(episode)
+        samples = dataset.samples(name, episode) if stream.is_native else None
+        rows = samples.rows if samples else steps
         inside = same[rows].copy()
-        inside[0] = False
-        for first, last_step in _runs(inside):
-            stretch = slice(rows.start + first - 1, rows.start + last_step + 1)
-            moved = max((float(np.ptp(part[stretch], axis=0).max()) for part in motion), default=0.0)
-            if last_step - first + 2 > least and moved > _MOVED:
-                what = f"the same picture {last_step - first + 2} times while the state moves"
+        inside[:1] = False
+        for first, last in _runs(inside):
+            first -= 1  # the picture that was repeated
+            if last - first + 1 <= least:
+                continue
+            stretch = slice(steps.start + first, steps.start + last + 1)
+            if samples and ticks is not None:
+                at = np.searchsorted(ticks[steps], samples.time[[first, last]]) + steps.start
+                stretch = slice(int(at[0]), max(int(at[1]), int(at[0]) + 1))
+            moved = max(
+                (float(np.ptp(part[stretch], axis=0).max()) for part in motion if len(part[stretch])), default=0
+            )
+            if moved > _MOVED:
+                what = f"the same picture {last - first + 1} times while the state moves"
                 advice = "the camera hung: delete the episode, or train without this camera"
-                yield Finding("frozen", name, episode, (first - 1, last_step), what, advice)
+                span = (stretch.start - steps.start, stretch.stop - 1 - steps.start)
+                yield Finding("frozen", name, episode, span, what, advice)
+
+
+def _marks(dataset: Dataset, name: str) -> np.ndarray:
+    """(M,) uint64, a digest of each stored picture: of its bytes on the disk where they are a function of the picture.
+
+    So a picture need not be decoded to see that it is the one before.
+    """
+    stream, array = dataset.schema.stream(name), dataset.array(name)
+    count = dataset.samples_before(name, dataset.episodes) if stream.is_native else dataset.steps
+    alone = shards.is_one_by_one(array)
+    row_bytes = stream.size * array.dtype.itemsize
+    piece = array.shards[0] if alone and array.shards else max(storage.BLOCK_BYTES // row_bytes, 1)
+    marks = np.empty(count, np.uint64)
+    for start in range(0, count, piece):
+        rows = slice(start, min(start + piece, count))
+        stored = shards.stored_rows(array, rows) if alone else None
+        for i, value in enumerate(stored or dataset.take(name, np.arange(rows.start, rows.stop)), start):
+            marks[i] = int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
+    return marks
 
 
 def _constant_or_saturated(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> Iterator[Finding]:
@@ -183,9 +234,17 @@ def _jumps(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> I
         return
     # Of a short recording the 99.9 % quantile would be the jump itself.
     usual = np.quantile(step, 0.999 if len(step) >= 10_000 else 0.99, axis=0, method="lower")
-    wide = np.argwhere((step > _JUMP * usual) & (usual > 0))
+    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+    last = stream.shape[-1] if stream.shape else 1
+    units = stream.unit.split(",") if stream.unit.count(",") == last - 1 else [stream.unit] * last
+    unit = np.array([units[i % last] for i in range(values.shape[1])])
+    widest = np.array([(high - low)[unit == own].max() for own in unit])
+    large = (step > _JUMP * usual) & (step > _LEAST_JUMP * widest) & (usual > 0)
     by_place: dict[tuple[int, int], list[int]] = {}
-    for row, component in wide.tolist():
+    for row, component in np.argwhere(large).tolist():
+        around = large[max(row - _TRANSIENT, 0) : row + _TRANSIENT + 1, component]
+        if max(last - first + 1 for first, last in _runs(around)) > _TRANSIENT:
+            continue
         episode = int(np.searchsorted(dataset.episode_ends, row + 1, side="right"))
         by_place.setdefault((episode, component), []).append(row + 1)
     for (episode, component), rows in sorted(by_place.items()):

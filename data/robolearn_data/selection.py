@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import numpy as np
-from zarr.storage import LocalStore
 
 from robolearn_data import storage
 from robolearn_data.dataset import Dataset
@@ -26,13 +25,13 @@ def episode_infos(dataset: Dataset) -> list[dict[str, Any]]:
     """What was noted about every episode, in order; one read where ``Dataset.episode_info`` makes one for each."""
     if not dataset.episodes:
         return []
-    array = storage.open_array(LocalStore(dataset.path, read_only=True), storage.INFO)
+    array = storage.open_array(dataset.location.store(), storage.INFO)
     texts = np.atleast_1d(np.asarray(array[: dataset.episodes]))
     try:
         return [dict(json.loads(str(text))) for text in texts]
     except (TypeError, ValueError):
-        fault = f"{storage.INFO} cannot be read; `robolearn data validate {dataset.path}` says where"
-        raise DatasetError(f"dataset {dataset.path} is damaged: {fault}") from None
+        fault = f"{storage.INFO} cannot be read; `robolearn data validate {dataset.location}` says where"
+        raise DatasetError(f"dataset {dataset.location} is damaged: {fault}") from None
 
 
 def select_episodes(dataset: Dataset, text: str) -> list[int]:

@@ -8,31 +8,36 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
 
-from robolearn_data import storage
-from robolearn_data.folder import Folder
+from robolearn_data import shards, storage
+from robolearn_data.codecs.chunk import CodecError
+from robolearn_data.folder import DatasetError
+from robolearn_data.frames import Frames
+from robolearn_data.location import Location, locate
 from robolearn_data.schema import Schema, SchemaError, Stream
 
 
-def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def validate(
+    path: str | Path | Location, *, pictures: bool = False, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
     """Read the whole dataset and return its faults, one line each; empty when it is whole.
 
     Args:
+        pictures: decode every picture. Otherwise those that have a checksum are compared with that alone, which finds
+            whatever happened to them since they were written.
         progress: called with (rows checked, rows to check) over all streams.
 
     Raises:
         DatasetError: there is no robolearn dataset of this format version at ``path``.
     """
-    path = Path(path)
-    attributes = storage.read_attributes(Folder(path))
+    location = locate(path)
+    attributes = storage.read_attributes(location)
     try:
         schema = Schema.from_json(attributes.get("schema"))
     except SchemaError as error:
         return [f"zarr.json: {error}"]
-    store = LocalStore(path, read_only=True)
     try:
-        ends = np.asarray(storage.open_array(store, storage.ENDS)[:])
+        ends = np.asarray(storage.open_array(location.store(), storage.ENDS)[:])
     except Exception as error:
         return [f"{storage.ENDS}: cannot be read: {_line(error)}"]
     if ends.ndim != 1 or ends.dtype != np.int64:
@@ -45,35 +50,35 @@ def validate(path: str | Path, *, progress: Callable[[int, int], None] | None = 
         return faults
 
     steps = int(ends[-1]) if len(ends) else 0
-    faults += _info_faults(store, len(ends))
+    faults += _info_faults(location, len(ends))
     done = 0
     for name, stream in schema.streams.items():
         stream_ends = ends
         if stream.is_native:
-            stream_ends, found = _sample_ends(path, store, name, ends)
+            stream_ends, found = _sample_ends(location, name, ends)
             faults += found
-        for rows, found in _stream_faults(path, store, name, stream, stream_ends):
+        for rows, found in _stream_faults(location, name, stream, stream_ends, pictures):
             faults += found
             done += rows
             if progress:
                 progress(done, steps * len(schema.streams))
     for name in (storage.TICK, *schema.streams):
-        faults += _time_faults(path, store, f"time/{name}", ends, strict=name == storage.TICK)
+        faults += _time_faults(location, f"time/{name}", ends, strict=name == storage.TICK)
     return faults
 
 
-def _sample_ends(path: Path, store: LocalStore, name: str, ends: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def _sample_ends(location: Location, name: str, ends: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Where a native stream's samples end, episode by episode, and what is wrong with its ends, times and index."""
     where = f"streams/{name}"
-    array, fault = _open(store, f"{where}/ends", len(ends))
+    array, fault = _open(location, f"{where}/ends", len(ends))
     if array is None:
         return np.empty(0, np.int64), [fault]
     found = np.asarray(array[: len(ends)])
     if found.dtype != np.int64 or found.ndim != 1 or np.any(np.diff(found, prepend=0) < 0):
         return np.empty(0, np.int64), [f"{where}/ends: must be int64 that do not decrease"]
-    faults = _time_faults(path, store, f"{where}/time", found, strict=True)
+    faults = _time_faults(location, f"{where}/time", found, strict=True)
     steps = int(ends[-1]) if len(ends) else 0
-    index, fault = _open(store, f"index/{name}", steps)
+    index, fault = _open(location, f"index/{name}", steps)
     if index is None:
         return found, [*faults, fault]
     try:
@@ -90,12 +95,12 @@ def _sample_ends(path: Path, store: LocalStore, name: str, ends: np.ndarray) -> 
 
 
 def _stream_faults(
-    path: Path, store: LocalStore, name: str, stream: Stream, ends: np.ndarray
+    location: Location, name: str, stream: Stream, ends: np.ndarray, pictures: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Checks a stream file by file: yields rows checked and the faults among them."""
     steps = int(ends[-1]) if len(ends) else 0
     where = storage.values_of(name, stream)
-    array, fault = _open(store, where, steps)
+    array, fault = _open(location, where, steps)
     if array is None:
         yield steps, [fault]
         return
@@ -103,38 +108,89 @@ def _stream_faults(
         yield steps, [f"{where}: is {array.dtype}{array.shape[1:]}, the schema says {stream.dtype}{stream.shape}"]
         return
     valid = np.ones(steps, bool)
-    if not stream.is_native and (path / "valid" / name).exists():
-        mask, fault = _open(store, f"valid/{name}", steps)
+    if not stream.is_native and location.exists(f"valid/{name}/zarr.json"):
+        mask, fault = _open(location, f"valid/{name}", steps)
         if mask is None:
             yield 0, [fault]
         else:
             valid = np.asarray(mask[:steps])
     unit = (array.shards or array.chunks)[0]
+    framed = Frames.readable(array)
     for start in range(0, steps, unit):
         stop = min(start + unit, steps)
         key = array.metadata.encode_chunk_key((start // unit, *[0] * len(stream.shape)))
-        if not (path / where / key).exists():
+        if not location.exists(f"{where}/{key}"):
             yield stop - start, [f"{where}: rows {start} to {stop - 1} are gone (file {key}), {_episode(ends, start)}"]
+            continue
+        if framed:
+            bad = _bad_frames(array, location, f"{where}/{key}", range(start, stop), pictures, valid[start:stop])
+            found = [f"{where}: {fault} (file {where}/{key}), {_episode(ends, row)}" for row, fault in bad]
+            yield stop - start, found
             continue
         try:
             block = np.asarray(array[start:stop])
         except Exception as error:
             yield stop - start, [f"{where}: rows {start} to {stop - 1} cannot be decoded (file {key}): {_line(error)}"]
             continue
-        found = []
-        if block.dtype.kind == "f":
-            wrong = ~np.isfinite(block).reshape(len(block), -1).all(1) & valid[start:stop]
-            if wrong.any():
-                row = start + int(np.argmax(wrong))
-                found = [f"{where}: NaN or infinity in {int(wrong.sum())} rows from row {row}, {_episode(ends, row)}"]
-        yield stop - start, found
+        wrong = _not_finite(block) & valid[start:stop]
+        row = start + int(np.argmax(wrong))
+        fault = f"{where}: NaN or infinity in {int(wrong.sum())} rows from row {row}, {_episode(ends, row)}"
+        yield stop - start, [fault] if wrong.any() else []
 
 
-def _time_faults(path: Path, store: LocalStore, where: str, ends: np.ndarray, *, strict: bool) -> list[str]:
-    if not (path / where).exists():
+def _bad_frames(
+    array: zarr.Array, location: Location, file: str, rows: range, pictures: bool, valid: np.ndarray
+) -> list[tuple[int, str]]:
+    """The first row and what is wrong, for each kind of fault among ``rows``, which share ``file``."""
+    group, sealed = array.chunks[0], shards.is_sealed(shards.inner_codecs(array))
+    try:
+        stored = shards.unpack(location, file, array.shards[0] // group)  # pyright: ignore[reportOptionalSubscript]
+    except DatasetError as error:
+        return [(rows.start, f"rows {rows.start} to {rows[-1]} cannot be decoded: {_line(error)}")]
+    frames = Frames(array)
+    absent, damaged, infinite = [], [], []
+    why = ""
+    for frame, row in zip(stored, range(rows.start, rows.stop, group), strict=False):
+        if frame is None:
+            absent.append(row)
+            continue
+        try:
+            if sealed:
+                shards.unseal(frame)
+            if pictures or not sealed or array.dtype.kind == "f":
+                values = frames.read(np.arange(row, min(row + group, rows.stop)))
+                if (_not_finite(values) & valid[row - rows.start :][: len(values)]).any():
+                    infinite.append(row)
+        except (CodecError, DatasetError) as error:
+            damaged.append(row)
+            why = why or _line(error).split("; `robolearn")[0]
+    found = []
+    if absent:
+        found.append((absent[0], f"{_rows(absent)} never written"))
+    if damaged:
+        found.append((damaged[0], f"{_rows(damaged)} damaged: {why}"))
+    if infinite:
+        found.append((infinite[0], f"NaN or infinity in {len(infinite)} rows from row {infinite[0]}"))
+    return found
+
+
+def _rows(rows: list[int]) -> str:
+    shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    return f"row {shown} is" if len(rows) == 1 else f"rows {shown} are"
+
+
+def _not_finite(values: np.ndarray) -> np.ndarray:
+    """(n,) bool: rows with NaN or infinity."""
+    if values.dtype.kind != "f":
+        return np.zeros(len(values), bool)
+    return ~np.isfinite(values).reshape(len(values), -1).all(1)
+
+
+def _time_faults(location: Location, where: str, ends: np.ndarray, *, strict: bool) -> list[str]:
+    if not location.exists(f"{where}/zarr.json"):
         return []
     steps = int(ends[-1]) if len(ends) else 0
-    array, fault = _open(store, where, steps)
+    array, fault = _open(location, where, steps)
     if array is None:
         return [fault]
     try:
@@ -153,8 +209,8 @@ def _time_faults(path: Path, store: LocalStore, where: str, ends: np.ndarray, *,
     return [f"{where}: time goes backwards in {rows.size} rows from row {rows[0]}, {_episode(ends, int(rows[0]))}"]
 
 
-def _info_faults(store: LocalStore, episodes: int) -> list[str]:
-    array, fault = _open(store, storage.INFO, episodes)
+def _info_faults(location: Location, episodes: int) -> list[str]:
+    array, fault = _open(location, storage.INFO, episodes)
     if array is None:
         return [fault]
     try:
@@ -176,9 +232,9 @@ def _info_faults(store: LocalStore, episodes: int) -> list[str]:
     return faults
 
 
-def _open(store: LocalStore, name: str, rows: int) -> tuple[zarr.Array | None, str]:
+def _open(location: Location, name: str, rows: int) -> tuple[zarr.Array | None, str]:
     try:
-        array = storage.open_array(store, name)
+        array = storage.open_array(location.store(), name)
     except Exception as error:
         return None, f"{name}: cannot be opened: {_line(error)}"
     if not array.shape or array.shape[0] < rows:

@@ -37,9 +37,9 @@ class Split:
     held_out: tyro.conf.Positional[Path]
     """Dataset to make from the episodes that are held out."""
     fraction: float = 0.1
-    """Share of the episodes to hold out, drawn at random."""
+    """Chance of each episode to be held out."""
     seed: int = 0
-    """Of the draw: the same seed holds out the same episodes."""
+    """Of the draw: the same seed holds out the same episodes, also after others were appended."""
     episodes: str | None = None
     """Hold these out instead: 0,3,5-9,-1 or success=false."""
 
@@ -125,11 +125,12 @@ def split(options: Split) -> int:
     """copy a dataset into one to train on and one to hold out"""
     from robolearn_data import edit
     from robolearn_data.dataset import Dataset
+    from robolearn_data.mixture import held_out as draw
     from robolearn_data.selection import select_episodes
 
     dataset = Dataset.open(options.path)
     if options.episodes is None:
-        held_out = edit.choose_held_out(dataset.episodes, options.fraction, options.seed)
+        held_out = draw(dataset.episodes, options.fraction, options.seed)[1]
     else:
         held_out = select_episodes(dataset, options.episodes)
     with progress_bar("copying", "steps") as report:
