@@ -18,7 +18,8 @@ After each kill the dataset is opened and every episode that came since the kill
 * episodes lost: saved, as far as the writer's call had returned, and not there; all those of a torn dataset.
 * steps lost: of the episode in flight, taken by the writer (``add`` had returned) and neither there nor recovered.
 
-Goes on where an earlier run stopped; the kills so far are in the temporary folder, `--fresh` forgets them.
+Goes on counting where an earlier run stopped, with a new dataset; the kills so far are in the temporary folder, and
+`--fresh` forgets them.
 """
 
 from __future__ import annotations
@@ -265,7 +266,9 @@ def soak(side: str, kills: int) -> dict[str, Any]:
     log = folder / "kills.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     path = folder / "dataset"
-    episodes = lines[-1]["episodes"] if lines and path.exists() else 0
+    if path.exists():  # of a run that was stopped, perhaps in the middle of a kill that is not in the log
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    episodes = 0
     began = time.monotonic()
     with log.open("a") as file:
         for number in range(len(lines), kills):
@@ -289,7 +292,7 @@ def soak(side: str, kills: int) -> dict[str, Any]:
     total: Counter[str] = Counter()
     for line in lines:
         total.update(line["count"])
-    faults = validate(path) if side == "robolearn" else []
+    faults = validate(path) if side == "robolearn" and path.exists() else []
     return {
         "kills": len(lines),
         "torn": sum(bool(line["torn"]) for line in lines) + bool(faults),
