@@ -28,6 +28,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -136,6 +137,11 @@ def write_hdf5(path: Path, first: int, told: Told, ready: Any, *, flush: bool = 
 
 def write_hdf5_unflushed(path: Path, first: int, told: Told, ready: Any) -> None:
     write_hdf5(path, first, told, ready, flush=False)
+
+
+def write_for_a_while(write: Callable[..., None], *arguments: Any) -> None:
+    signal.alarm(60)  # so that no writer outlives a soak that was stopped
+    write(*arguments)
 
 
 # Checks: (path, episodes there were before) -> (episodes now, what else is to be counted). Raise Torn or anything else.
@@ -306,7 +312,7 @@ def kill(write: Callable[..., None], check: Callable[..., Any], path: Path, numb
     told = PROCESSES.Array("q", 4, lock=False)
     told[3] = first = number * 10_000
     ready, theirs = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=write, args=(path, first, told, theirs))
+    process = PROCESSES.Process(target=write_for_a_while, args=(write, path, first, told, theirs))
     process.start()
     theirs.close()
     try:
