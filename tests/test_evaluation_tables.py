@@ -1,4 +1,4 @@
-"""The README's benchmark tables are those of the result files."""
+"""The benchmark tables of the READMEs are those of the result files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def page(tmp_path: Path) -> Path:
     return tmp_path / "README.md"
 
 
-def test_the_readme_says_what_the_result_files_say() -> None:
+def test_the_readmes_say_what_the_result_files_say() -> None:
     assert render_tables.main(["--check"]) == 0
 
 
 def test_a_table_has_one_line_for_each_policy_and_seed_and_its_provenance(page: Path) -> None:
-    assert render_tables.main([], page, page.parent) == 0
+    assert render_tables.main([], [page], page.parent) == 0
     text = page.read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 5
@@ -49,20 +49,20 @@ def test_a_table_has_one_line_for_each_policy_and_seed_and_its_provenance(page: 
 
 
 def test_rendering_again_changes_nothing_and_check_sees_edits(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert render_tables.main(["--check"], page, page.parent) == 1
+    assert render_tables.main(["--check"], [page], page.parent) == 1
     assert "differs" in capsys.readouterr().err
-    render_tables.main([], page, page.parent)
+    render_tables.main([], [page], page.parent)
     once = page.read_text()
-    render_tables.main([], page, page.parent)
+    render_tables.main([], [page], page.parent)
     assert page.read_text() == once
-    assert render_tables.main(["--check"], page, page.parent) == 0
+    assert render_tables.main(["--check"], [page], page.parent) == 0
     page.write_text(once.replace("0.980", "0.990"))
-    assert render_tables.main(["--check"], page, page.parent) == 1
+    assert render_tables.main(["--check"], [page], page.parent) == 1
 
 
 def test_a_table_without_its_result_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text(PAGE)
-    assert render_tables.main(["--check"], tmp_path / "README.md", tmp_path) == 1
+    assert render_tables.main(["--check"], [tmp_path / "README.md"], tmp_path) == 1
     assert "pusht_state.json, which is not there" in capsys.readouterr().err
     assert (tmp_path / "README.md").read_text() == PAGE
 
@@ -75,7 +75,7 @@ def test_other_benchmarks_stand_under_the_names_of_their_keys() -> None:
 
 
 def test_result_files_name_machine_date_and_commit(tmp_path: Path) -> None:
-    content = json.loads(results.write_results("x", [{"a": 1}], tmp_path).read_text())
-    assert set(content) == {"machine", "date", "commit", "rows"}
+    content = json.loads(results.write_results("x", [{"a": 1}], tmp_path, best=1).read_text())
+    assert set(content) == {"best", "machine", "date", "commit", "rows"}
     assert "cores" in content["machine"]
     assert content["commit"]

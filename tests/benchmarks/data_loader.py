@@ -6,16 +6,16 @@
 The recording is Lift, rendered by MuJoCo, without and with the noise of a real sensor. A sample is what one window of
 a diffusion policy observes: two consecutive pictures (To = 2) of each of two cameras, at a random step. LeRobot's side
 is written by our exporter with LeRobot's settings (AV1, two pictures per key frame, CRF 30) and read by PyAV as LeRobot
-does with that backend: open the file, seek to the key frame before, decode up to the last wanted instant, and hand out
-float32 in [0, 1], channels first. Rows named "kept open" leave out what could be left out: they are the least that
-AV1 costs, with the file kept open, one decoder thread, and 8 bits as ours. CPU time is of the whole process, decoder
-threads included, and per pair: one picture of each camera.
+does with that backend: open the file, seek to before the first instant, decode up to the last wanted one, turn every
+decoded picture into a tensor, channels first, and hand out float32 in [0, 1]. One of our rows ends in the same; the
+others leave that to the device that trains. The row named "kept open" leaves out what could be left out: it is the
+least that AV1 costs, with the file kept open, one decoder thread, and 8 bits as ours. CPU time is of the whole process,
+decoder threads included, and per pair: one picture of each camera.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -73,6 +73,16 @@ def ours(path: Path) -> Reader:
     return dataset.take
 
 
+def ours_as_lerobot(path: Path) -> Reader:
+    """Handing out what LeRobot does, on the processor; ours leaves that to the device that trains."""
+    dataset = Dataset.open(path)
+
+    def read(camera: str, rows: np.ndarray) -> np.ndarray:
+        return (torch.from_numpy(dataset.take(camera, rows)).permute(0, 3, 1, 2).contiguous().float() / 255).numpy()
+
+    return read
+
+
 class Video:
     """Pictures of LeRobot's files by row of the whole dataset."""
 
@@ -84,21 +94,23 @@ class Video:
 
     def __call__(self, camera: str, rows: np.ndarray) -> np.ndarray:
         container = self.kept.get(camera) or self._open(camera)
-        first, last = (int(row) / RATE_HZ - 0.5 / RATE_HZ for row in (rows[0], rows[-1]))
+        first, last = (float(row / RATE_HZ) for row in (rows[0], rows[-1]))
         stream = container.streams.video[0]
-        container.seek(int((first + 0.5 / RATE_HZ) / (stream.time_base or 1)), stream=stream)
+        # LeRobot seeks to before the first instant, thus often to the key frame before the nearest one.
+        at = round(first / (stream.time_base or 1)) - 1 if self.as_lerobot else int(first / (stream.time_base or 1))
+        container.seek(at, stream=stream)
         found = []
         for frame in container.decode(stream):
-            if self.as_lerobot or frame.time > first:
+            if self.as_lerobot or frame.time > first - 0.5 / RATE_HZ:
                 found.append((frame.time, frame.to_ndarray(format="rgb24")))
-            if frame.time > last:
+            if frame.time > last - 0.5 / RATE_HZ:
                 break
-        wanted = [picture for instant, picture in found if instant > first]
         if not self.as_lerobot:
-            return np.stack(wanted)
+            return np.stack([picture for _, picture in found])
         container.close()
-        chosen = torch.stack([torch.as_tensor(picture).permute(2, 0, 1) for picture in wanted])
-        return (chosen.type(torch.float32) / 255).numpy()
+        tensors = [torch.from_numpy(picture).permute(2, 0, 1).contiguous() for _, picture in found]
+        chosen = [t for (at, _), t in zip(found, tensors, strict=True) if at > first - 0.5 / RATE_HZ]
+        return (torch.stack(chosen).type(torch.float32) / 255).numpy()
 
     def _open(self, camera: str) -> Any:
         (path,) = self.root.glob(f"videos/*{camera}/chunk-000/file-000.mp4")
@@ -145,6 +157,7 @@ def measure_all(root: Path, episodes: int, samples: int, noise: float) -> list[d
     first = np.setdiff1d(np.arange(ends[-1]), ends - 1)  # the last step of an episode has none after it
     rows = np.random.default_rng(0).choice(first, samples)[:, None] + np.arange(HORIZON)
     readers: dict[str, tuple[Reader, Path]] = {f"robolearn {how}": (ours(root / how), root / how) for how in OURS}
+    readers["robolearn jpeg-95, as float32"] = ours_as_lerobot(root / "jpeg-95"), root / "jpeg-95"
     lerobot = root / "lerobot"
     readers[LEROBOT] = (Video(lerobot, as_lerobot=True), lerobot / "videos")
     readers[LEAST] = (Video(lerobot, as_lerobot=False), lerobot / "videos")
@@ -183,14 +196,12 @@ def main() -> None:
         """The dearer of the two recordings."""
         return max(row["cpu_ms_per_pair"] for row in rows if row["stored"] == stored)
 
-    path = write_results("data_loader", rows, options.out)
-    content = json.loads(path.read_text())
     figures = {
         "ours_cpu_ms": pair("robolearn jpeg-95"),
         "lerobot_v30_cpu_ms": pair(LEROBOT),
         "lerobot_v30_least_cpu_ms": pair(LEAST),
     }
-    path.write_text(json.dumps({**figures, **content}, indent=1) + "\n")
+    path = write_results("data_loader", rows, options.out, **figures)
     ours_ms, theirs, least = figures.values()
     print(
         f"{path}: a pair of pictures costs {ours_ms:.2f} CPU-ms; LeRobot's reading {theirs:.2f} ({theirs / ours_ms:.1f}"

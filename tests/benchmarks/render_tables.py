@@ -1,7 +1,7 @@
-"""Renders the README's tables from tests/benchmarks/results/*.json.
+"""Renders the tables of README.md and data/README.md from tests/benchmarks/results/*.json.
 
-    python tests/benchmarks/render_tables.py            # rewrite README.md
-    python tests/benchmarks/render_tables.py --check    # exit 1 when README.md is not what the files say
+    python tests/benchmarks/render_tables.py            # rewrite both
+    python tests/benchmarks/render_tables.py --check    # exit 1 when one is not what the files say
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->` and shows NAME.json.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
+PAGES = (ROOT / "README.md", ROOT / "data/README.md")
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -100,21 +101,22 @@ def render_page(text: str, results: Path) -> str:
     return TABLE.sub(table, text)
 
 
-def main(words: Sequence[str], page: Path = ROOT / "README.md", results: Path = RESULTS) -> int:
+def main(words: Sequence[str], pages: Sequence[Path] = PAGES, results: Path = RESULTS) -> int:
     if any(word != "--check" for word in words):
         print(f"valid option: --check; got {' '.join(words)}", file=sys.stderr)
         return 2
-    old = page.read_text()
-    try:
-        new = render_page(old, results)
-    except FileNotFoundError as error:
-        print(f"{page.name} has a table of {error.filename}, which is not there; run its benchmark", file=sys.stderr)
-        return 1
-    if "--check" not in words:
-        page.write_text(new)
-    elif new != old:
-        print(f"{page.name} differs from tests/benchmarks/results; run `python {Path(__file__).name}`", file=sys.stderr)
-        return 1
+    for page in pages:
+        old = page.read_text()
+        try:
+            new = render_page(old, results)
+        except FileNotFoundError as error:
+            print(f"{page} has a table of {error.filename}, which is not there; run its benchmark", file=sys.stderr)
+            return 1
+        if "--check" not in words:
+            page.write_text(new)
+        elif new != old:
+            print(f"{page} differs from tests/benchmarks/results; run `python {Path(__file__).name}`", file=sys.stderr)
+            return 1
     return 0
 
 

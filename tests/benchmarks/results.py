@@ -15,9 +15,10 @@ RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[2]
 
 
-def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Write ``<name>.json`` as {"machine":, "date":, "commit":, "rows": [...]} and return its path."""
+def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, **figures: Any) -> Path:
+    """Write ``<name>.json`` as {figures..., "machine":, "date":, "commit":, "rows": [...]} and return its path."""
     content = {
+        **figures,
         "machine": machine(),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
