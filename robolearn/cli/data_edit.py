@@ -210,14 +210,12 @@ def stats(options: Stats) -> int:
         return 0
 
     import numpy as np
-    from rich import box
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("component", "unit", "min", "1 %", "mean", "99 %", "max", "std"):
-        table.add_column(title, justify="left" if title in ("component", "unit") else "right", no_wrap=True)
+    from robolearn.cli.tables import new_table, show_table
+
+    titles = ("min", "1 %", "mean", "99 %", "max", "std")
+    table = new_table("component", "unit", *titles, numbers=titles)
     for name, value in values.items():
         stream = dataset.schema.streams[name]
         units = stream.unit.split(",")
@@ -227,7 +225,7 @@ def stats(options: Stats) -> int:
             numbers = (value.min, value.q01, value.mean, value.q99, value.max, value.std)
             component = statistics.component_name(name, stream, index)
             table.add_row(escape(component), escape(unit), *(f"{n[index]:.4g}" for n in numbers))
-    Console().print(table)
+    show_table(table)
     constant = statistics.degenerate_components(dataset.schema.streams, values)
     if constant:
         print(f"never vary, and tell a policy nothing: {', '.join(constant)}")
