@@ -22,7 +22,7 @@ _STYLE = (
     "body{font:15px/1.4 sans-serif;margin:16px auto;padding:0 16px;max-width:1080px;color:#1a1a1a;background:#fff}"
     "h1{font-size:22px;overflow-wrap:anywhere}h2{font-size:17px;margin:26px 0 6px;overflow-wrap:anywhere}"
     "h2 small{font-weight:normal;color:#555}td{padding:1px 14px 1px 0;vertical-align:top;overflow-wrap:anywhere}"
-    ".chart{overflow-x:auto}svg{display:block;width:100%;min-width:620px;font:14px sans-serif;fill:#333}"
+    ".chart{overflow-x:auto}svg{display:block;width:100%;min-width:720px;font:14px sans-serif;fill:#333}"
     ".strip{display:flex;flex-wrap:wrap;gap:3px}.strip figure{margin:0;text-align:center;font-size:12px;color:#444}"
     ".strip img{width:84px;display:block;image-rendering:pixelated}.key{margin-right:14px;white-space:nowrap}"
     ".keys{margin-bottom:10px}h3{font-size:15px;margin:10px 0 2px}"

@@ -89,11 +89,11 @@ def info(options: Info) -> int:
     table = new_table(
         *("stream", "kind", "rate", "shape", "dtype", "compression", "size", "unit", "components"),
         numbers=("rate", "size"),
-        wrap="components",
+        wrap=("unit", "components"),
     )
     for name, stream in streams.items():
         shape = " x ".join(map(str, stream.shape)) or "scalar"
-        rate = f"{stream.rate_hz:g} Hz, {facts['samples'][name]:,} samples" if stream.is_native else "each step"
+        rate = f"{stream.rate_hz:g} Hz: {facts['samples'][name]:,}" if stream.is_native else "each step"
         how = facts["compression"][name] or "other"
         row = (name, stream.kind, rate, shape, stream.dtype, how, _size(sizes[name]), _units(stream.unit))
         table.add_row(*row, escape(", ".join(stream.names)))

@@ -12,6 +12,7 @@ import tyro
 
 from robolearn.cli.parse import UsageError
 from robolearn.cli.progress import progress_bar
+from robolearn.cli.tables import size_text
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ def convert(options: Convert) -> int:
         if difference:
             print(f"{name}: differs by up to {difference:g}, as its lossy compression allows")
     exact = sum(not difference for difference in lost.values())
+    before, after = (sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in (options.path, options.out))
     print(f"{options.out}: {exact} of {len(lost)} streams read back exactly as they were")
+    print(f"{size_text(before)} became {size_text(after)} ({after / before - 1:+.0%})")
     return 0
 
 

@@ -125,7 +125,7 @@ def quality(options: Quality) -> int:
     from robolearn.cli.tables import new_table, show_table
 
     titles = ("episode", "score", "steps", "success after", "path", "x shortest", "idle")
-    table = new_table(*titles, "why", numbers=titles, wrap="why")
+    table = new_table(*titles, "why", numbers=titles, wrap=("why",))
     for e in found.episodes[: options.top]:
         after = "failure" if e.success is False else f"{e.time_to_success_s:.1f} s" if e.time_to_success_s else "-"
         numbers = (f"{e.score:.1f}", str(e.steps), after, f"{e.path_sd:.1f} sd", f"{e.path_ratio:.2f}", f"{e.idle:.0%}")

@@ -110,7 +110,7 @@ def replay(options: Replay) -> int:
         for line in departs:
             print(f"  {line}")
     noted = dataset.episode_info(options.episode).get("success")
-    noted = {True: "; recorded as a success", False: "; recorded as a failure"}.get(noted, "")
+    noted = f"; recorded as a {'success' if noted else 'failure'}" if isinstance(noted, bool) else ""
     print(f"best score {best:.3f}, {'success' if success else 'no success'}{noted}")
     if options.video:
         write_video(options.video, frames, world.spec.schema.rate_hz)

@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 _FILE_WIDTH = 120
 
 
-def new_table(*titles: str, numbers: Sequence[str] = (), wrap: str = "") -> Table:
-    """An empty table. ``numbers`` stand at the right; the column ``wrap`` gives way where space is short."""
+def new_table(*titles: str, numbers: Sequence[str] = (), wrap: Sequence[str] = ()) -> Table:
+    """An empty table. ``numbers`` stand at the right; the columns ``wrap`` give way where space is short."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
     for title in titles:
-        table.add_column(title, justify="right" if title in numbers else "left", no_wrap=title != wrap, overflow="fold")
+        table.add_column(
+            title, justify="right" if title in numbers else "left", no_wrap=title not in wrap, overflow="fold"
+        )
     return table
 
 
