@@ -233,3 +233,25 @@ def test_an_existing_dataset_is_never_overwritten_and_resume_wants_the_same_opti
     assert "begun with other options" in capsys.readouterr().err
     assert main(["collect", str(tmp_path / "none.zarr"), "--resume"]) == 2
     assert_equal(content(recorded), before)
+
+
+@pytest.mark.usefixtures("every_third_fails")
+def test_an_episode_that_a_killed_writer_left_is_pointed_out_and_recover_saves_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "left.zarr"
+    assert main(["collect", str(path), "--episodes", "1"]) == 0
+    assert "recover" not in capsys.readouterr().err
+    writer = DatasetWriter.append(path)
+    writer.add(
+        {name: np.zeros(stream.shape, stream.dtype) for name, stream in writer.schema.streams.items()}, time_ns=1
+    )
+    writer.close(keep_unfinished=True)
+    for episodes in (2, 3):
+        assert main(["collect", str(path), "--episodes", str(episodes), "--resume"]) == 0
+        assert f"`robolearn data recover {path}` saves it" in capsys.readouterr().err
+    assert main(["data", "recover", str(path)]) == 0
+    assert main(["collect", str(path), "--episodes", "5", "--resume"]) == 0
+    assert capsys.readouterr().err == ""
+    dataset = Dataset.open(path)
+    assert [dataset.episode_info(i).get("seed") for i in range(dataset.episodes)] == [0, 1, 3, None, 4]

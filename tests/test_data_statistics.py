@@ -15,6 +15,7 @@ from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.statistics import (
     StreamStatistics,
     degenerate_components,
+    joint_statistics,
     statistics,
     statistics_from_json,
     statistics_to_json,
@@ -68,6 +69,28 @@ def test_statistics_equal_those_of_numpy(dataset: Dataset, episodes: list[int] |
         np.testing.assert_array_equal(value.q01, np.quantile(whole, 0.01, axis=0))
         np.testing.assert_array_equal(value.q99, np.quantile(whole, 0.99, axis=0))
         assert value.min.shape == SCHEMA.streams[name].shape
+
+
+def test_statistics_of_several_datasets_are_those_of_their_chosen_rows_together(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    other = Schema(10.0, {"action": Stream((2,), "float64", "action")})
+    with DatasetWriter.create(tmp_path / "other", other, durable=False) as writer:
+        for _ in range(2):
+            writer.extend({"action": rng.normal(3, 5, (70, 2))})
+            writer.save_episode()
+    second = Dataset.open(tmp_path / "other")
+    found = joint_statistics([(dataset, [1, 3]), (second, [0])], ["action"])["action"]
+    parts = [dataset.episode(1), dataset.episode(3), second.episode(0)]
+    whole = np.concatenate([part["action"] for part in parts]).astype(np.float64)
+    assert found.count == len(whole)
+    np.testing.assert_array_equal(found.max, whole.max(0))
+    np.testing.assert_allclose(found.mean, whole.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.std, whole.std(0), rtol=1e-9)
+    np.testing.assert_array_equal(found.q99, np.quantile(whole, 0.99, axis=0))
+    with pytest.raises(SchemaError, match="no stream 'arm'"):
+        joint_statistics([(dataset, None), (second, None)], ["arm"])
 
 
 def test_quantiles_of_a_long_dataset_come_from_evenly_spaced_rows(

@@ -1,4 +1,4 @@
-"""Training windows never leave their episode, and every recorded step is in one."""
+"""Training windows have their present within an episode, and every recorded step is in one."""
 
 from __future__ import annotations
 
@@ -18,42 +18,32 @@ from robolearn_data.windows import windows
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, int, int, int]:
     lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=8))
     horizon = draw(st.integers(1, 20))
-    pad = st.integers(0, horizon - 1)
-    return np.cumsum(lengths), horizon, draw(pad), draw(pad)
+    before = draw(st.integers(0, horizon - 1))
+    return np.cumsum(lengths), horizon, before, draw(st.integers(0, horizon - 1 - before))
 
 
 @given(cases())
 def test_windows_are_what_a_loop_over_episodes_gives(case: tuple[np.ndarray, int, int, int]) -> None:
     ends, horizon, before, after = case
-    expected_rows, expected_mask, expected_place = [], [], []
-    begin = 0
-    for episode, end in enumerate(ends.tolist()):
-        length = end - begin
+    expected = []
+    for episode, length in enumerate(np.diff(ends, prepend=0).tolist()):
         last_start = max(length - horizon + after, -before)  # too short for a window: one, padded further
-        for start in range(-before, last_start + 1):
-            steps = range(start, start + horizon)
-            expected_rows.append([begin + min(max(s, 0), length - 1) for s in steps])
-            expected_mask.append([not 0 <= s < length for s in steps])
-            expected_place.append((episode, start))
-        begin = end
+        expected += [(episode, start + before) for start in range(-before, last_start + 1)]
     found = windows(ends, horizon, before, after)
-    assert len(found) == len(expected_rows)
-    numbers = np.arange(len(found))
-    rows, padded = found.rows(numbers)
-    assert rows.tolist() == expected_rows
-    assert padded.tolist() == expected_mask
-    assert list(zip(*(a.tolist() for a in found.locate(numbers)), strict=True)) == expected_place
+    assert len(found) == len(expected)
+    assert list(zip(*(a.tolist() for a in found.locate(np.arange(len(found)))), strict=True)) == expected
 
 
 @given(cases())
-def test_every_row_is_in_a_window_unpadded_and_none_crosses_an_episode(case: tuple[np.ndarray, int, int, int]) -> None:
+def test_the_present_is_in_its_episode_and_every_row_is_in_a_window(case: tuple[np.ndarray, int, int, int]) -> None:
     ends, horizon, before, after = case
     found = windows(ends, horizon, before, after)
-    rows, padded = found.rows(np.arange(len(found)))
-    episode = np.searchsorted(ends, rows, side="right")
-    assert (episode == episode[:, :1]).all()
-    assert set(rows[~padded].tolist()) == set(range(ends[-1]))
-    assert (~padded).any(1).all()  # none is padding alone
+    episode, present = found.locate(np.arange(len(found)))
+    lengths = np.diff(ends, prepend=0)
+    assert ((present >= 0) & (present < lengths[episode])).all()
+    steps = present[:, None] - before + np.arange(horizon)
+    inside = (steps >= 0) & (steps < lengths[episode][:, None])
+    assert set((steps + (ends - lengths)[episode][:, None])[inside].tolist()) == set(range(ends[-1]))
 
 
 @given(cases(), st.randoms(use_true_random=False))
@@ -62,11 +52,11 @@ def test_chosen_episodes_give_their_windows_and_no_others(case: tuple[np.ndarray
     chosen = random.sample(range(len(ends)), random.randint(0, len(ends)))
     some = windows(ends, horizon, before, after, episodes=chosen)
     every = windows(ends, horizon, before, after)
-    episode, _ = every.locate(np.arange(len(every)))
+    episode, present = every.locate(np.arange(len(every)))
     numbers = np.concatenate([np.flatnonzero(episode == e) for e in chosen] or [np.empty(0, int)]).astype(int)
     assert len(some) == len(numbers)
-    for found, expected in zip(some.rows(np.arange(len(some))), every.rows(numbers), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(some.locate(np.arange(len(some))), (episode, present), strict=True):
+        np.testing.assert_array_equal(found, expected[numbers])
 
 
 def test_the_human_pusht_demonstrations_have_the_published_number_of_windows(human_pusht: Path) -> None:
@@ -74,17 +64,10 @@ def test_the_human_pusht_demonstrations_have_the_published_number_of_windows(hum
     assert len(windows(ends, 16, 1, 7)) == 24_208
 
 
-def test_the_rows_of_a_batch_may_be_in_any_order() -> None:
-    found = windows(np.array([4, 6]), 3, 1, 1)
-    rows, padded = found.rows(np.array([len(found) - 1, 0]))
-    assert rows.tolist() == [[4, 5, 5], [0, 0, 1]]
-    assert padded.tolist() == [[False, False, True], [True, False, False]]
-
-
-@pytest.mark.parametrize(("horizon", "before", "after"), [(0, 0, 0), (4, 4, 0), (4, 0, 4), (4, -1, 0), (4, 0, -1)])
-def test_windows_of_padding_alone_are_refused(horizon: int, before: int, after: int) -> None:
-    with pytest.raises(SchemaError, match=f"horizon {horizon} with padding {before} before and {after} after"):
-        windows(np.array([10]), horizon, before, after)
+@pytest.mark.parametrize("case", [(0, 0, 0), (4, 4, 0), (4, 0, 4), (4, -1, 0), (4, 0, -1), (4, 2, 2)])
+def test_windows_whose_present_would_lie_outside_the_episode_are_refused(case: tuple[int, int, int]) -> None:
+    with pytest.raises(SchemaError, match="horizon {} with padding {} before and {} after".format(*case)):
+        windows(np.array([10]), *case)
 
 
 def test_an_unknown_episode_or_window_is_refused() -> None:
@@ -93,4 +76,4 @@ def test_an_unknown_episode_or_window_is_refused() -> None:
     found = windows(np.array([3, 6]), 2, 0, 0)
     for number in (-1, len(found)):
         with pytest.raises(IndexError, match=r"must be in \[0, 4\)"):
-            found.rows(np.array([number]))
+            found.locate(np.array([number]))

@@ -20,10 +20,10 @@ from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.validate import validate
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.recorder import (
+    POLL_S,
     RecorderProcess,
     RecordingError,
-    RingSamples,
-    RingSteps,
+    RingSource,
     sample_fields,
     step_fields,
 )
@@ -52,8 +52,8 @@ class Rig:
         }
         self.warnings: list[str] = []
         self.writer = DatasetWriter.create(path, SCHEMA)
-        sources = {name: RingSamples(self.rings[name]) for name in ("camera", "arm")}
-        self.recorder = Recorder(self.writer, RingSteps(self.rings["steps"]), sources, warn=self.warnings.append)
+        sources = {name: RingSource(self.rings[name]) for name in ("camera", "arm")}
+        self.recorder = Recorder(self.writer, RingSource(self.rings["steps"]), sources, warn=self.warnings.append)
 
     def frame(self, number: int, at_ns: int) -> None:
         picture = np.full((48, 64, 3), number, np.uint8)
@@ -132,21 +132,24 @@ def test_steps_and_samples_that_were_lost_are_holes_and_counted_and_nothing_shif
     assert validate(tmp_path / "d") == []
 
 
-def test_samples_out_of_order_or_not_finite_are_refused_and_counted(rig: Rig, tmp_path: Path) -> None:
+def test_samples_out_of_order_from_the_future_or_not_finite_are_refused_and_counted(rig: Rig, tmp_path: Path) -> None:
     rig.recorder.start()
     for at, value in ((10, 1.0), (20, 2.0), (15, 9.0), (20, 9.0), (30, np.nan), (40, 4.0), (35, 9.0), (50, 5.0)):
         rig.arm(value, START + at * MS)
         rig.recorder.poll()
+    rig.arm(9.0, now_ns() + 3600 * 10**9)
+    rig.recorder.poll()
+    rig.arm(6.0, START + 60 * MS)
     for at, value in ((100, 1.0), (90, 9.0), (150, np.nan), (200, 3.0)):
         rig.step(value, START + at * MS)
     rig.recorder.save()
     dataset = Dataset.open(tmp_path / "d")
     samples = dataset.samples("arm", 0)
-    np.testing.assert_array_equal((samples.time - START) // MS, [10, 20, 40, 50])
-    np.testing.assert_array_equal(np.asarray(dataset.array("arm")[samples.rows])[:, 0], [1, 2, 4, 5])
+    np.testing.assert_array_equal((samples.time - START) // MS, [10, 20, 40, 50, 60])
+    np.testing.assert_array_equal(np.asarray(dataset.array("arm")[samples.rows])[:, 0], [1, 2, 4, 5, 6])
     np.testing.assert_array_equal(dataset.valid("action"), [True, False, True])
     recorded = dataset.episode_info(0)["recorded"]
-    assert (recorded["arm"]["refused"], recorded["steps"]["refused"]) == (4, 1)
+    assert (recorded["arm"]["refused"], recorded["steps"]["refused"]) == (5, 1)
 
 
 def test_commands_that_make_no_sense_are_refused(rig: Rig) -> None:
@@ -181,12 +184,14 @@ def device(handle: RingHandle, rate_hz: float, number: int, stop: Event) -> None
 
 
 @pytest.fixture
-def devices() -> Iterator[dict[str, RingHandle]]:
+def devices(request: pytest.FixtureRequest) -> Iterator[dict[str, RingHandle]]:
+    """Rings with room for 10 s, or as many as the test asks for, and the processes that publish into them."""
+    room_s = getattr(request, "param", 10.0)
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    rings = {name: Ring.create(sample_fields(SCHEMA.streams[name]), 2048) for name in ("camera", "arm")}
-    rings["steps"] = Ring.create(step_fields(SCHEMA), 512)
     rates = {"camera": 30.0, "arm": 500.0, "steps": 20.0}
+    fields = {name: sample_fields(SCHEMA.streams[name]) for name in ("camera", "arm")} | {"steps": step_fields(SCHEMA)}
+    rings = {name: Ring.create(fields[name], round(rate * room_s)) for name, rate in rates.items()}
     running = [
         context.Process(target=device, args=(ring.handle, rates[name], i, stop))
         for i, (name, ring) in enumerate(rings.items())
@@ -246,6 +251,68 @@ def test_a_recorder_in_its_own_process_records_episodes_of_running_devices(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", [1.0], indirect=True)
+def test_a_recorder_that_stands_still_warns_and_counts_and_what_it_missed_is_holes(
+    tmp_path: Path, devices: dict[str, RingHandle], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "d"
+    DatasetWriter.create(path, SCHEMA).close()
+    steps = devices.pop("steps")
+    with RecorderProcess(path, steps, devices) as recorder:
+        recorder.start()
+        time.sleep(0.5)
+        os.kill(recorder.pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.kill(recorder.pid, signal.SIGCONT)
+        time.sleep(0.5)
+        status = recorder.status()
+        recorder.save()
+    assert {warning.split(":")[0] for warning in status.warnings} == {"camera", "arm", "steps"}
+    said = capfd.readouterr().err
+    assert all(warning in said for warning in status.warnings)
+    assert recorder_lost(path) == {name: count.lost for name, count in status.counts.items()}
+    dataset = Dataset.open(path)
+    action, valid = dataset.read("action")[:, 0], dataset.valid("action")
+    assert 10 < (~valid).sum() < 45
+    np.testing.assert_array_equal((action - np.arange(len(action)))[valid], action[0])
+    assert (~dataset.valid("camera")).sum() > 10
+    samples = dataset.samples("arm", 0)
+    numbers = np.asarray(dataset.array("arm")[samples.rows])[:, 0].astype(int)
+    np.testing.assert_array_equal(np.diff(samples.time) // 2_000_000 % 256, np.diff(numbers) % 256)
+    assert np.diff(samples.time).max() > 1e9
+    assert validate(path) == []
+
+
+def recorder_lost(path: Path) -> dict[str, int]:
+    """What the info of the first episode says was lost of each stream."""
+    return {name: count["lost"] for name, count in Dataset.open(path).episode_info(0)["recorded"].items()}
+
+
+def test_while_nobody_drains_a_source_fetches_as_much_as_memory_allows_and_counts_the_rest() -> None:
+    stream = SCHEMA.streams["arm"]
+    with Ring.create(sample_fields(stream), 10) as ring:
+        source = RingSource(ring, limit_bytes=30 * ring.dtype.itemsize)
+
+        def publish(count: int) -> None:
+            for _ in range(count):
+                number = ring.count
+                ring.publish({"capture_ns": number, "received_ns": number, "value": np.full(7, number)})
+
+        publish(10)
+        source.fetch()  # too early: whoever drains may still come
+        publish(5)
+        time.sleep(2.5 * POLL_S)
+        for _ in range(6):
+            source.fetch()
+            publish(10)
+        records, lost = source.drain()
+        kept = [*range(5, 45), *range(65, 75)]
+        assert records["capture_ns"].tolist() == kept
+        assert lost == 75 - len(kept)
+        assert source.drain()[1] == 0
+
+
+@pytest.mark.slow
 def test_a_recorder_that_is_killed_costs_the_devices_nothing_and_recover_saves_its_episode(
     tmp_path: Path, devices: dict[str, RingHandle]
 ) -> None:
@@ -259,11 +326,14 @@ def test_a_recorder_that_is_killed_costs_the_devices_nothing_and_recover_saves_i
     with pytest.raises(RecordingError, match="recover"):
         ask_until_it_fails(recorder)
     recorder.close()
+    with RecorderProcess(path, steps, devices) as next_one:
+        assert "robolearn data recover" in next_one.status().warnings[0]
     found = recover(path)
     assert found.losses == []
     assert found.saved[0][1] >= 10
     assert validate(path) == []
     with RecorderProcess(path, steps, devices) as again:
+        assert again.status().warnings == ()
         again.start()
         time.sleep(0.3)
         assert again.save() == 1

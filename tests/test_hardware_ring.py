@@ -117,6 +117,35 @@ def test_since_gives_what_is_left_in_order_and_read_refuses_the_overwritten() ->
         assert newest[0] == 9
 
 
+def test_drain_gives_the_same_records_as_since_and_says_where_to_go_on() -> None:
+    for checked in (False, True):
+        with Ring.create(FIELDS, slots=4, checked=checked) as ring:
+            assert (len(ring.drain(0)[0]), ring.drain(0)[1]) == (0, 0)
+            for number in range(10):
+                ring.publish(values(number))
+            for start in (0, 7, 10):
+                records, end = ring.drain(start)
+                assert end == 10
+                assert list(records) == [record for _, record in ring.since(start)]
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_no_drained_record_is_torn_while_a_writer_laps_the_ring(start_writer: Callable, checked: bool) -> None:
+    with Ring.create(FIELDS, slots=4, checked=checked) as ring:
+        start_writer(ring)
+        until = time.monotonic() + 1.0
+        index = whole = 0
+        while time.monotonic() < until:
+            records, end = ring.drain(index)
+            assert all(is_whole(record) for record in records)
+            numbers = records["number"].tolist()
+            assert numbers == sorted(set(numbers))
+            assert all(index <= number < end for number in numbers)
+            whole, index = whole + len(records), end
+        assert whole > 100
+        assert whole < index, "the writer never got in the way, so that nothing was proved"
+
+
 def test_a_record_that_was_read_does_not_change_afterwards() -> None:
     with Ring.create(FIELDS, slots=2) as ring:
         ring.publish(values(1))

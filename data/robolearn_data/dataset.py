@@ -51,6 +51,7 @@ class Dataset:
         self.episode_ends = episode_ends
         """(E,) int64, cumulative: episode i is rows [episode_ends[i - 1], episode_ends[i])."""
         self._arrays: dict[str, zarr.Array] = {}
+        self._others: dict[str, zarr.Array] = {}
         self._frames: dict[str, Frames] = {}
         self._sample_ends: dict[str, np.ndarray] = {}
 
@@ -134,10 +135,22 @@ class Dataset:
         self.rows(episode)
         episode %= self.episodes
         rows = slice(self.samples_before(name, episode), self.samples_before(name, episode + 1))
-        time, received = (self._open(f"streams/{name}/{kind}") for kind in ("time", "received"))
-        if time is None or received is None:
-            raise _damaged(self.location, f"streams/{name} has no times")
+        time, received = (self._sample_column(name, kind) for kind in ("time", "received"))
         return Samples(np.asarray(time[rows]), np.asarray(received[rows]), rows)
+
+    def sample_times(self, name: str) -> np.ndarray:
+        """(M,) int64 ns of CLOCK_MONOTONIC, when each sample of a native stream was captured, in all episodes.
+
+        Raises:
+            DatasetError: they are missing.
+        """
+        return np.asarray(self._sample_column(name, "time")[: self.samples_before(name, self.episodes)])
+
+    def _sample_column(self, name: str, kind: str) -> zarr.Array:
+        column = self._open(f"streams/{name}/{kind}")
+        if column is None or column.shape[0] < self.samples_before(name, self.episodes):
+            raise _damaged(self.location, f"streams/{name}/{kind} is missing or too short")
+        return column
 
     def at(self, name: str, episode: int, instants: np.ndarray) -> np.ndarray:
         """Values (m, ...) of a native stream at ``instants`` (m,) ns in one episode, interpolated as its schema says.
@@ -308,10 +321,13 @@ class Dataset:
         return np.asarray(array[: self.steps])
 
     def _open(self, name: str) -> zarr.Array | None:
+        if name in self._others:
+            return self._others[name]
         if not self.location.exists(f"{name}/zarr.json"):
             return None
         try:
-            return storage.open_array(self.location.store(), name)
+            found = self._others[name] = storage.open_array(self.location.store(), name)
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(self.location, f"{name}: {error}") from error
 

@@ -11,9 +11,6 @@ import numpy as np
 
 from robolearn_data.schema import SchemaError
 
-_BLOCK = 4096
-"""Draws among which every dataset has exactly its share, as far as whole numbers allow."""
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -59,11 +56,12 @@ class Mixture:
 
     def draws(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Dataset (n,) and window number (n,) of draws ``[start, stop)``."""
+        size = self._block
         datasets = np.empty(stop - start, np.int64)
         windows = np.empty(stop - start, np.int64)
-        for block in range(start // _BLOCK, -(-stop // _BLOCK)):
-            first = block * _BLOCK
-            here = slice(max(start, first) - first, min(stop, first + _BLOCK) - first)
+        for block in range(start // size, -(-stop // size)):
+            first = block * size
+            here = slice(max(start, first) - first, min(stop, first + size) - first)
             there = slice(first + here.start - start, first + here.stop - start)
             chosen = self._chosen(block)
             datasets[there] = chosen[here]
@@ -73,19 +71,24 @@ class Mixture:
                 windows[there][mask] = self._windows(int(dataset), turns[here][mask])
         return datasets, windows
 
+    @property
+    def _block(self) -> int:
+        """Draws among which every dataset has its share, as far as whole numbers allow."""
+        return max(4096, len(self.sizes) ** 2)
+
     def _before(self, block: int) -> np.ndarray:
-        """(D,) draws of each dataset before a block."""
-        edges = np.floor(block * _BLOCK * np.cumsum(self.shares) + 0.5).astype(np.int64)
-        edges[-1] = block * _BLOCK
-        return np.diff(edges, prepend=0)
+        """(D,) draws of each dataset before a block; it never falls from one block to the next.
+
+        Each share is rounded for itself, and the largest takes up the difference, which is below D.
+        """
+        counts = np.floor(block * self._block * self.shares + 0.5).astype(np.int64)
+        counts[np.argmax(self.shares)] += block * self._block - counts.sum()
+        return counts
 
     def _chosen(self, block: int) -> np.ndarray:
-        """(_BLOCK,) the dataset of each draw of a block."""
-        if len(self.sizes) == 1:
-            return np.zeros(_BLOCK, np.int64)
-        counts = self._before(block + 1) - self._before(block)
-        chosen = np.repeat(np.arange(len(self.sizes)), np.maximum(counts, 0))
-        return np.random.default_rng([self.seed, 1, block]).permutation(chosen)
+        """The dataset of each draw of a block."""
+        chosen = np.repeat(np.arange(len(self.sizes)), self._before(block + 1) - self._before(block))
+        return chosen if len(self.sizes) == 1 else np.random.default_rng([self.seed, 1, block]).permutation(chosen)
 
     def _windows(self, dataset: int, turns: np.ndarray) -> np.ndarray:
         """The windows that come at the given turns (n,) of a dataset."""
@@ -104,19 +107,21 @@ class Mixture:
 
 
 def held_out(episodes: int, part: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Numbers of the episodes to train on, and of those held out: a random ``part`` of them, one at least if it is > 0.
+    """Numbers of the episodes to train on, and of those held out: a random ``part`` of them, one of each kind at least.
 
     An episode that is appended later changes nothing about the earlier ones: each is drawn for itself.
 
     Raises:
-        SchemaError: ``part`` is not in [0, 1), or nothing is left to train on.
+        SchemaError: ``part`` is not in [0, 1), or there is but one episode to hold out of.
     """
     if not 0 <= part < 1:
-        raise SchemaError(f"the part of episodes held out must be from 0 to below 1, got {part}")
+        raise SchemaError(f"the part of episodes held out must be from 0 to below 1, got {part:g}")
+    if part == 0:
+        return list(range(episodes)), []
+    if episodes < 2:
+        raise SchemaError(f"holding out {part:g} of {episodes} episodes leaves none to train on; record more")
     draws = np.array([np.random.default_rng([seed, 3, i]).random() for i in range(episodes)])
     out = draws < part
-    if part > 0 and episodes and not out.any():
-        out[np.argmin(draws)] = True
-    if out.all() and episodes:
-        raise SchemaError(f"holding out {part:g} of {episodes} episodes leaves none to train on")
+    out[np.argmin(draws)] = True
+    out[np.argmax(draws)] = False
     return np.flatnonzero(~out).tolist(), np.flatnonzero(out).tolist()

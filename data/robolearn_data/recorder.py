@@ -6,12 +6,17 @@ other processes have put into shared memory. It is told of everything that it ca
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from robolearn_data.folder import Folder
+from robolearn_data.location import Location
 from robolearn_data.schema import SchemaError
 from robolearn_data.writer import DatasetWriter
 
@@ -23,38 +28,46 @@ ACTION_STAGES = {
 }
 """The streams in which an action is kept, as far as each is known."""
 
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """What a device gave since it was last asked."""
-
-    capture_ns: np.ndarray
-    """(n,) int64, CLOCK_MONOTONIC."""
-    received_ns: np.ndarray
-    """(n,) int64."""
-    values: np.ndarray
-    """(n, ...)"""
-    lost: int = 0
-    """Samples that were overwritten before anybody took them."""
+CLOCK_TOLERANCE_NS = 1_000_000_000
+"""How far ahead of this machine's clock a device's may be. One sample from years ahead would make all others late."""
 
 
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """What the control loop did since it was last asked."""
+class Place:
+    """Where a dataset is recorded, as it was found. An unmounted disk leaves an empty folder of its name on another."""
 
-    time_ns: np.ndarray
-    """(n,) int64, the instant of each control step."""
-    values: Mapping[str, np.ndarray]
-    """Stream -> (n, ...). A row with NaN is a hole: the loop had nothing."""
-    lost: int = 0
+    def __init__(self, location: Location) -> None:
+        self._path = location.path if isinstance(location, Folder) else None
+        self._found = self._identity()
+
+    def check(self) -> None:
+        """
+        Raises:
+            OSError: it is gone, or something else is there.
+        """
+        if self._identity() != self._found:
+            raise OSError(
+                errno.ENODEV,
+                f"{self._path} is no longer there: its disk was unmounted or the folder moved; bring it back",
+            )
+
+    def _identity(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._path) if self._path else None
+        except FileNotFoundError:
+            status = None
+        return (status.st_dev, status.st_ino) if status else (0, 0)
 
 
-class SampleSource(Protocol):
-    def drain(self) -> Samples: ...
+class Source(Protocol):
+    """Where the samples of a stream, or the control steps, come from."""
 
+    def drain(self) -> tuple[np.ndarray, int]:
+        """What came since the last call, and how many more were overwritten before anybody took them.
 
-class StepSource(Protocol):
-    def drain(self) -> Steps: ...
+        A structured array (n,): of a stream with the fields "capture_ns", "received_ns" (CLOCK_MONOTONIC) and "value";
+        of control steps with "time_ns" and every stream without a rate of its own, where NaN is a hole.
+        """
+        ...
 
 
 @dataclass
@@ -65,14 +78,7 @@ class Count:
     lost: int = 0
     """Overwritten in shared memory before the recorder came: the disk or the encoder is too slow."""
     refused: int = 0
-    """Of wrong time order, or not finite."""
-
-
-@dataclass
-class _Source:
-    source: SampleSource
-    newest: Samples | None = None
-    last_ns: int = 0
+    """Of wrong time order, from the future, or not finite."""
 
 
 @dataclass
@@ -80,8 +86,8 @@ class Recorder:
     """Moves samples from ``sources`` and control steps from ``steps`` into ``writer``. ``poll`` it often."""
 
     writer: DatasetWriter
-    steps: StepSource
-    sources: Mapping[str, SampleSource]
+    steps: Source
+    sources: Mapping[str, Source]
     """Stream with a rate of its own -> where its samples come from."""
     warn: Callable[[str], None] = lambda _: None
     """Told once per episode and stream when samples are lost."""
@@ -95,11 +101,20 @@ class Recorder:
                 f"the dataset's streams with a rate of their own are {', '.join(sorted(native)) or 'none'}"
             )
         self.recording = False
-        self._sources = {name: _Source(source) for name, source in self.sources.items()}
+        self._place = Place(self.writer.location)
+        self._aligned = self.writer.schema.streams.keys() - native
         self._period_ns = 1e9 / self.writer.schema.rate_hz
         self.counts = {name: Count() for name in ("steps", *self.sources)}
+        self._newest: dict[str, np.ndarray] = {}
+        """Stream with a rate of its own -> its last sample (1,), from which an episode begins."""
+        self._forget()
+
+    def _forget(self) -> None:
+        """What is known of the last episode."""
         self._episode = {name: Count() for name in self.counts}
-        self._last_step_ns = 0
+        self._last_ns = dict.fromkeys(self.counts, 0)
+        self._held: dict[str, np.ndarray] = {}
+        """Stream without a rate -> its last valid value (1, ...), which stands in for holes."""
 
     def start(self, **info: Any) -> None:
         """Begin an episode with what comes from now on, and the newest sample of each stream before it.
@@ -110,15 +125,12 @@ class Recorder:
         if self.recording:
             raise SchemaError("an episode is being recorded; save or discard it first")
         self.poll()
-        self._episode = {name: Count() for name in self.counts}
-        self._last_step_ns = 0
+        self._forget()
         self.recording = True
         if info:
             self.writer.note(**info)
-        for name, source in self._sources.items():
-            source.last_ns = 0
-            if source.newest is not None:
-                self._take(name, source, source.newest)
+        for name, newest in self._newest.items():
+            self._take(name, newest)
 
     def poll(self) -> None:
         """Take all that came since the last call; between episodes it is thrown away.
@@ -126,18 +138,15 @@ class Recorder:
         Raises:
             OSError: the disk is full or gone. What was saved is whole; the episode in flight is held.
         """
-        for name, source in self._sources.items():
-            samples = source.source.drain()
-            if samples.lost:
-                self._count_lost(name, samples.lost)
-            if len(samples.capture_ns):
-                source.newest = _last(samples)
+        self._place.check()
+        for name, source in self.sources.items():
+            samples = self._drain(name, source)
+            if len(samples):
+                self._newest[name] = samples[-1:].copy()
                 if self.recording:
-                    self._take(name, source, samples)
-        steps = self.steps.drain()
-        if steps.lost:
-            self._count_lost("steps", steps.lost)
-        if self.recording and len(steps.time_ns):
+                    self._take(name, samples)
+        steps = self._drain("steps", self.steps)
+        if self.recording and len(steps):
             self._take_steps(steps)
 
     def save(self, *, success: bool | None = None, **info: Any) -> int:
@@ -163,44 +172,63 @@ class Recorder:
         if not self.recording:
             raise SchemaError("no episode is being recorded; start one first")
 
-    def _take(self, name: str, source: _Source, samples: Samples) -> None:
-        before = np.maximum.accumulate(np.concatenate(([source.last_ns], samples.capture_ns[:-1])))
-        good = samples.capture_ns > before
-        if samples.values.dtype.kind == "f":
-            good &= np.isfinite(samples.values).reshape(len(good), -1).all(1)
+    def _drain(self, name: str, source: Source) -> np.ndarray:
+        records, lost = source.drain()
+        if self.recording and lost:
+            if not self._episode[name].lost:
+                self.warn(f"{name}: {lost} samples were lost before they could be recorded; they are marked as holes")
+            self._add("lost", name, lost)
+        return records
+
+    def _take(self, name: str, samples: np.ndarray) -> None:
+        good = self._good(name, samples["capture_ns"], _is_finite(samples["value"]))
+        if not good.all():
+            samples = samples[good]
+        if len(samples):
+            self.writer.add_samples(name, samples["value"], samples["capture_ns"], samples["received_ns"])
+
+    def _take_steps(self, steps: np.ndarray) -> None:
+        last = self._last_ns["steps"]
+        steps = steps[self._good("steps", steps["time_ns"], True)]
+        if not len(steps):
+            return
+        last = last or int(steps["time_ns"][0]) - round(self._period_ns)
+        # Steps that were lost are rows of holes: what follows must not move up.
+        since = steps["time_ns"] - last
+        rows = np.maximum(np.rint(np.diff(since, prepend=0) / self._period_ns), 1).astype(np.int64)
+        count, row = rows.sum(), np.cumsum(rows) - 1
+        time_ns = last + np.rint(np.interp(np.arange(count), [-1, *row], [0, *since])).astype(np.int64)
+        values, valid = {}, {}
+        for name in self._aligned:
+            stream = self.writer.schema.streams[name]
+            held = self._held.get(name, np.zeros((1, *stream.shape), stream.dtype))
+            there = np.zeros(count, bool)
+            if name in (steps.dtype.names or ()):
+                there[row] = _is_finite(steps[name])
+                held = np.concatenate([held, steps[name][there[row]]])
+            values[name] = held[np.cumsum(there)]
+            self._held[name] = held[-1:].copy()
+            if not there.all():
+                valid[name] = there
+        self.writer.extend(values, time_ns=time_ns, valid=valid)
+
+    def _good(self, name: str, time_ns: np.ndarray, finite: np.ndarray | bool) -> np.ndarray:
+        """Which records (n,) can be taken: each later than all before it, and not from the future."""
+        possible = finite & (time_ns < time.monotonic_ns() + CLOCK_TOLERANCE_NS)
+        newest = np.maximum.accumulate(np.concatenate(([self._last_ns[name]], np.where(possible, time_ns, 0))))
+        good = possible & (time_ns > newest[:-1])
+        self._last_ns[name] = int(newest[-1])
+        self._add("taken", name, int(good.sum()))
         self._add("refused", name, int((~good).sum()))
-        if good.any():
-            times = samples.capture_ns[good]
-            source.last_ns = int(times[-1])
-            self._add("taken", name, len(times))
-            self.writer.add_samples(name, samples.values[good], times, samples.received_ns[good])
-
-    def _take_steps(self, steps: Steps) -> None:
-        aligned = {name for name, stream in self.writer.schema.streams.items() if not stream.is_native}
-        for i, time_ns in enumerate(steps.time_ns.tolist()):
-            if time_ns <= self._last_step_ns:
-                self._add("refused", "steps", 1)
-                continue
-            # Steps that were lost are rows of holes: what follows must not move up.
-            missing = round((time_ns - self._last_step_ns) / self._period_ns) - 1 if self._last_step_ns else 0
-            for k in range(1, missing + 1):
-                at = self._last_step_ns + round(k * (time_ns - self._last_step_ns) / (missing + 1))
-                self.writer.add({}, time_ns=at, holes=aligned)
-            row = {name: values[i] for name, values in steps.values.items()}
-            holes = {name for name in aligned if name not in row or not np.isfinite(row[name]).all()}
-            self.writer.add({k: v for k, v in row.items() if k not in holes}, time_ns=time_ns, holes=holes)
-            self._last_step_ns = time_ns
-            self._add("taken", "steps", 1)
-
-    def _count_lost(self, name: str, lost: int) -> None:
-        if self.recording and not self._episode[name].lost:
-            self.warn(f"{name}: {lost} samples were lost before they could be recorded; they are marked as holes")
-        self._add("lost", name, lost)
+        return good
 
     def _add(self, what: str, name: str, number: int) -> None:
         for count in (self.counts[name], self._episode[name]):
             setattr(count, what, getattr(count, what) + number)
 
 
-def _last(samples: Samples) -> Samples:
-    return Samples(samples.capture_ns[-1:].copy(), samples.received_ns[-1:].copy(), samples.values[-1:].copy())
+def _is_finite(values: np.ndarray) -> np.ndarray:
+    """Which of the values (n, ...) have no NaN or infinity, (n,)."""
+    if values.dtype.kind != "f":
+        return np.ones(len(values), bool)
+    return np.isfinite(values).reshape(len(values), -1).all(1)

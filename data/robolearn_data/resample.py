@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from robolearn_data.schema import Interpolation, SchemaError
 
+STALE_PERIODS = 1.5
+"""Age at which the newest sample of a native stream counts as a hole, in its nominal periods."""
 
-def places(times: np.ndarray, at: np.ndarray, how: Interpolation) -> tuple[np.ndarray, np.ndarray]:
+
+def places(
+    times: np.ndarray, at: np.ndarray, how: Interpolation, first: Any = 0, last: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which samples are needed at instants ``at`` (m,) ns, given capture times (n,) ns that increase.
 
     Returns the number of the sample before (m,), and the share (m,) of the way to the next one, from 0 to 1; the share
-    is 0 where the sample itself is the answer. Instants outside the samples get the first or the last one.
+    is 0 where the sample itself is the answer. Only the samples ``first`` to ``last``, numbers or (m,), are used: all
+    of them by default. Instants outside them get the first or the last one.
     """
     if not len(times):
         raise SchemaError("a stream without samples in an episode has no value there")
-    before = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(times) - 1)
+    last = len(times) - 1 if last is None else last
+    before = np.clip(np.searchsorted(times, at, side="right") - 1, first, last)
     if how == "previous":
         return before, np.zeros(len(at))
-    after = np.minimum(before + 1, len(times) - 1)
+    after = np.minimum(before + 1, last)
     gap = np.maximum(times[after] - times[before], 1)
     share = np.where(after > before, np.clip((at - times[before]) / gap, 0, 1), 0)
     if how == "nearest":

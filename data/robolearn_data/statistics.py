@@ -73,9 +73,21 @@ def statistics(
     Raises:
         SchemaError: an unknown stream, an image stream, or no valid row to count.
     """
+    return joint_statistics([(dataset, episodes)], streams)
+
+
+def joint_statistics(
+    parts: Sequence[tuple[Dataset, Sequence[int] | None]], streams: Sequence[str] | None = None
+) -> dict[str, StreamStatistics]:
+    """Statistics over the chosen episodes (None: all) of several datasets together, every row counted once.
+
+    Raises:
+        SchemaError: see ``statistics``; or a stream that has not the same shape in all of them.
+    """
+    schema = parts[0][0].schema
     if streams is None:
-        streams = [name for name, stream in dataset.schema.streams.items() if stream.kind != "image"]
-    return {name: _of_stream(dataset, name, episodes) for name in streams}
+        streams = [name for name, stream in schema.streams.items() if stream.kind != "image"]
+    return {name: _of_stream(parts, name) for name in streams}
 
 
 def degenerate_components(
@@ -107,17 +119,15 @@ def statistics_from_json(value: Mapping[str, Any]) -> dict[str, StreamStatistics
     return {name: StreamStatistics.from_json(v) for name, v in value.items()}
 
 
-def _of_stream(dataset: Dataset, name: str, episodes: Sequence[int] | None) -> StreamStatistics:
-    stream = dataset.schema.stream(name)
+def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str) -> StreamStatistics:
+    stream = parts[0][0].schema.stream(name)
     if stream.kind == "image":
         raise SchemaError(f"stream {name!r} holds images, whose scale is fixed (0 to 255); take another stream")
-    use = dataset.valid(name)
-    if episodes is not None:
-        chosen = np.zeros(dataset.steps, bool)
-        for episode in episodes:
-            chosen[dataset.rows(episode)] = True
-        use = use & chosen
-    total = int(use.sum())
+    for dataset, _ in parts:
+        if dataset.schema.stream(name).shape != stream.shape:
+            raise SchemaError(f"stream {name!r} has not the same shape in all datasets: not in {dataset.location}")
+    chosen = [_chosen(dataset, name, episodes) for dataset, episodes in parts]
+    total = sum(int(use.sum()) for use in chosen)
     if not total:
         raise SchemaError(f"stream {name!r} has no valid row to compute statistics from")
 
@@ -128,19 +138,33 @@ def _of_stream(dataset: Dataset, name: str, episodes: Sequence[int] | None) -> S
     mean = np.zeros(stream.shape)
     squares = np.zeros(stream.shape)  # sum of squared distances from the mean (Chan, Golub and LeVeque, 1983)
     sample = []
-    for row, block in dataset.blocks(name):
-        values = block[use[row : row + len(block)]].astype(np.float64)
-        if not len(values):
-            continue
-        if not np.isfinite(values).all():
-            raise SchemaError(f"stream {name!r} holds NaN or infinity; `robolearn data validate` says where")
-        block_mean = values.mean(0)
-        step = block_mean - mean
-        squares += ((values - block_mean) ** 2).sum(0) + step**2 * (count * len(values) / (count + len(values)))
-        mean = mean + step * (len(values) / (count + len(values)))
-        low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
-        sample.append(values[(-count) % every :: every])
-        count += len(values)
+    for (dataset, _), use in zip(parts, chosen, strict=True):
+        for row, block in dataset.blocks(name):
+            values = block[use[row : row + len(block)]].astype(np.float64)
+            if not len(values):
+                continue
+            if not np.isfinite(values).all():
+                raise SchemaError(
+                    f"stream {name!r} of {dataset.location} holds NaN or infinity; `robolearn data validate` says where"
+                )
+            block_mean = values.mean(0)
+            step = block_mean - mean
+            squares += ((values - block_mean) ** 2).sum(0) + step**2 * (count * len(values) / (count + len(values)))
+            mean = mean + step * (len(values) / (count + len(values)))
+            low, high = np.minimum(low, values.min(0)), np.maximum(high, values.max(0))
+            sample.append(values[(-count) % every :: every])
+            count += len(values)
     q01, q99 = np.quantile(np.concatenate(sample), [0.01, 0.99], axis=0)
     std = np.sqrt(squares / count)
     return StreamStatistics(count, low, high, np.asarray(mean), np.asarray(std), np.asarray(q01), np.asarray(q99))
+
+
+def _chosen(dataset: Dataset, name: str, episodes: Sequence[int] | None) -> np.ndarray:
+    """(N,) bool: valid rows of the chosen episodes."""
+    use = dataset.valid(name)
+    if episodes is None:
+        return use
+    chosen = np.zeros(dataset.steps, bool)
+    for episode in episodes:
+        chosen[dataset.rows(episode)] = True
+    return use & chosen

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import signal
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -13,12 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data.recorder import Count, Recorder, Samples, Steps
+from robolearn_data import journal
+from robolearn_data.recorder import Count, Recorder
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.writer import DatasetWriter
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
-POLL_S = 0.02
+_LOG = logging.getLogger(__name__)
+
+POLL_S = 0.1
+"""A ring must have room for three times that, at the rate of its device."""
+
+BACKLOG_BYTES = 256 * 2**20
+"""Samples of each device that wait in memory while the disk stands still; three cameras have 9 s."""
 
 
 class RecordingError(UserError):
@@ -36,36 +47,46 @@ def step_fields(schema: Schema) -> dict[str, Field]:
     return {"time_ns": ("int64", ()), **{name: (s.dtype, s.shape) for name, s in streams.items()}}
 
 
-class RingSamples:
-    """Samples out of a ring of ``sample_fields``."""
+class RingSource:
+    """What a device or the control loop publishes from now on, out of a ring of the fields above."""
 
-    def __init__(self, ring: Ring) -> None:
+    def __init__(self, ring: Ring, *, limit_bytes: int = BACKLOG_BYTES) -> None:
+        """``limit_bytes``: of what ``fetch`` keeps; beyond that samples stay in the ring until they are overwritten."""
         self._ring = ring
+        self._limit_bytes = limit_bytes
         self._next = ring.count
+        self._lost = 0
+        self._fetched: list[np.ndarray] = []
+        self._lock = threading.Lock()
+        self._drained = time.monotonic()
 
-    def drain(self) -> Samples:
-        records, lost, self._next = _drain(self._ring, self._next)
-        return Samples(records["capture_ns"], records["received_ns"], records["value"], lost)
+    def drain(self) -> tuple[np.ndarray, int]:
+        with self._lock:
+            self._fetch()
+            blocks, lost = self._fetched, self._lost
+            self._fetched, self._lost = [], 0
+            self._drained = time.monotonic()
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), lost
+
+    def fetch(self) -> None:
+        """Take the samples out of the ring before they are overwritten, if ``drain`` does not come. In any thread."""
+        with self._lock:
+            full = sum(block.nbytes for block in self._fetched) > self._limit_bytes
+            if not full and time.monotonic() - self._drained > 2 * POLL_S:
+                self._fetch()
+
+    def _fetch(self) -> None:
+        start = self._next
+        records, self._next = self._ring.drain(start)
+        self._lost += self._next - start - len(records)
+        if len(records) or not self._fetched:
+            self._fetched.append(records)
 
 
-class RingSteps:
-    """Control steps out of a ring of ``step_fields``."""
-
-    def __init__(self, ring: Ring) -> None:
-        self._ring = ring
-        self._next = ring.count
-
-    def drain(self) -> Steps:
-        records, lost, self._next = _drain(self._ring, self._next)
-        names = [name for name in self._ring.handle.fields if name != "time_ns"]
-        return Steps(records["time_ns"], {name: records[name] for name in names}, lost)
-
-
-def _drain(ring: Ring, start: int) -> tuple[np.ndarray, int, int]:
-    """Records (n,) from index ``start`` on, how many were overwritten, and the next index."""
-    end = ring.count
-    found = [record for index, record in ring.since(start) if index < end]
-    return np.array(found, dtype=ring.dtype), end - start - len(found), end
+def _fetch_for_ever(sources: Iterable[RingSource], end: threading.Event) -> None:
+    while not end.wait(POLL_S):
+        for source in sources:
+            source.fetch()
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,11 @@ class Status:
 
 
 class RecorderProcess:
-    """Records into the dataset at ``path``, which must exist, until ``close``. Devices never wait for it."""
+    """Records into the dataset at ``path``, which must exist, until ``close``. Devices never wait for it.
+
+    Samples that it came too late for, and whatever stops it, are logged (to stderr, unless the process that starts it
+    says otherwise) as well as told by ``status``.
+    """
 
     def __init__(self, path: Path, steps: RingHandle, sources: Mapping[str, RingHandle]) -> None:
         context = get_context("spawn")
@@ -90,7 +115,11 @@ class RecorderProcess:
         self._process = context.Process(target=_run, args=(path, steps, dict(sources), theirs), name="recorder")
         self._process.start()
         theirs.close()
-        self._answer()
+        try:
+            self._answer()
+        except RecordingError:
+            self.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -152,23 +181,26 @@ class RecorderProcess:
 def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process of a terminal; the parent decides
     warnings: list[str] = []
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        _LOG.warning(text)
+
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(_unless_closed(DatasetWriter.append(path)))
-        rings = {name: stack.enter_context(Ring.attach(handle)) for name, handle in sources.items()}
-        recorder = Recorder(
-            writer,
-            RingSteps(stack.enter_context(Ring.attach(steps))),
-            {name: RingSamples(ring) for name, ring in rings.items()},
-            warn=warnings.append,
-        )
+        try:
+            recorder = _open(stack, path, steps, sources, warn)
+        except (UserError, OSError) as error:
+            pipe.send(("error", f"nothing can be recorded in {path}: {_explain(error)}"))
+            return
         pipe.send(("ok", None))
         failure = ""
         while True:
             if not failure:
                 try:
                     recorder.poll()
-                except OSError as error:
-                    failure = f"recording has stopped: {error}; what was saved is whole, make room and begin again"
+                except (UserError, OSError) as error:
+                    failure = _stopped(path, error)
+                    _LOG.error(failure)
             if not pipe.poll(POLL_S):
                 continue
             try:
@@ -179,6 +211,45 @@ def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Co
                 pipe.send(("ok", None))
                 return
             pipe.send(_answer(recorder, what, arguments, failure, warnings))
+
+
+def _open(
+    stack: contextlib.ExitStack,
+    path: Path,
+    steps: RingHandle,
+    sources: Mapping[str, RingHandle],
+    warn: Callable[[str], None],
+) -> Recorder:
+    writer = DatasetWriter.append(path)
+    stack.callback(writer.close, keep_unfinished=True)
+    rings = {name: stack.enter_context(Ring.attach(handle)) for name, handle in {"steps": steps, **sources}.items()}
+    every = {name: RingSource(ring) for name, ring in rings.items()}
+    recorder = Recorder(writer, every["steps"], {name: every[name] for name in sources}, warn=warn)
+    end = threading.Event()
+    fetching = threading.Thread(target=_fetch_for_ever, args=(list(every.values()), end))
+    fetching.start()
+    stack.callback(fetching.join)
+    stack.callback(end.set)
+    if journal.unfinished(path):
+        warn(f"an episode before was not saved; when recording is over, `robolearn data recover {path}` saves it")
+    return recorder
+
+
+def _stopped(path: Path, error: Exception) -> str:
+    return (
+        f"recording has stopped: {_explain(error)}. What was saved is whole. End this recorder; then "
+        f"`robolearn data recover {path}` saves the episode in flight, and a new recorder goes on"
+    )
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room"
+    if error.errno == errno.EROFS:
+        return "the disk is mounted read-only; mount it again, writable"
+    return error.strerror or str(error)
 
 
 def _answer(
@@ -193,14 +264,7 @@ def _answer(
             writer = recorder.writer
             return "ok", Status(recorder.recording, writer.episodes, writer.pending, recorder.counts, told)
         return "ok", getattr(recorder, what)(**arguments)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return "error", str(error)
-
-
-@contextlib.contextmanager
-def _unless_closed(writer: DatasetWriter) -> Any:
-    """The writer, whose unsaved episode stays in its journal at the end."""
-    try:
-        yield writer
-    finally:
-        writer.close(keep_unfinished=True)
+    except OSError as error:
+        return "error", f"cannot {what}: {_explain(error)}. The episode is still held: try again, or discard it"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from robolearn.cli.parse import stderr_line
 from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ class Collect:
 
 def run(options: Collect) -> int | None:
     """Record demonstrations into a dataset."""
+    from robolearn_data import journal
     from robolearn_data.dataset import Dataset
+    from robolearn_data.recorder import Place
     from robolearn_sim.demonstrations import demonstration_schema, demonstrations
     from robolearn_sim.experts import make_expert
 
@@ -69,9 +72,16 @@ def run(options: Collect) -> int | None:
 
     saved = discarded = 0
     with _open(options, schema, how) as writer:
-        seed = options.seed
-        if writer.episodes:
-            seed = 1 + Dataset.open(options.out).episode_info(writer.episodes - 1)["seed"]
+        place = Place(writer.location)
+        if journal.unfinished(options.out):
+            stderr_line(
+                "an earlier recording was stopped in the middle of an episode; "
+                f"when this one is over, `robolearn data recover {options.out}` saves it"
+            )
+        before = Dataset.open(options.out)
+        infos = (before.episode_info(i) for i in reversed(range(before.episodes)))
+        # One that was recovered has no seed.
+        seed = next((info["seed"] + 1 for info in infos if "seed" in info), options.seed)
         begun = time.monotonic()
         attempts = demonstrations(
             options.world,
@@ -87,6 +97,7 @@ def run(options: Collect) -> int | None:
                     # Simulated time: ticks are exactly one control period apart, counted from the moment of saving.
                     ticks = [round(i * 1e9 / schema.rate_hz) for i in range(len(demonstration.streams["action"]))]
                     start = time.monotonic_ns()
+                    place.check()
                     writer.extend(demonstration.streams, time_ns=[start + tick for tick in ticks])
                     writer.save_episode({**how, "task": options.world, "success": True, "seed": demonstration.seed})
                     saved += 1

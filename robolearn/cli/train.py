@@ -13,20 +13,27 @@ import tyro
 
 from robolearn.cli.parse import UsageError, parse
 from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS
-from robolearn.training.config import PRESETS, TrainConfig, load_config
+from robolearn.training.config import PRESETS, Images, TrainConfig, load_config
 
 
 @dataclass(frozen=True)
 class Options:
-    """Train a policy from a dataset.
+    """Train a policy from one or several datasets.
 
     Start from a --preset, a --config file or the defaults; --policy and --trunk choose parts; every other option
     changes one value. The run folder gets checkpoints, metrics.jsonl, loss.png and config.yaml.
+
+    Several datasets are mixed if their streams and rates agree: `train real.zarr sim.zarr --weights 3 1` draws three
+    windows of the first for one of the second. --held-out 0.05 never trains on one episode in twenty and reports the
+    loss there: where it rises while the training loss falls, the policy learns the data by heart.
+
     With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ...
     """
 
-    dataset: tyro.conf.Positional[Path]
-    """Dataset folder (see `robolearn data info`)."""
+    datasets: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATASET [DATASET ...]", help_behavior_hint="(one or more)")]
+    ]
+    """Dataset folders or URLs (see `robolearn data info`)."""
     out: Path = Path("runs/train")
     """Run folder."""
     policy: Literal["flow", "diffusion"] = "flow"
@@ -41,6 +48,10 @@ class Options:
     """World to evaluate in during training (pusht, lift), every --eval-every steps."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Threads that prepare coming batches (2 suit a GPU, or pictures on disk); 0: made when needed. Same result."""
+    images: Images = "auto"
+    """Where pictures are: in memory, or read from disk as needed; auto: in memory if there is plenty. Same result."""
     resume: bool = False
     """Go on with the run in --out; its config.yaml is used."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -74,7 +85,7 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
         policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
     start = replace(start, policy=replace(start.policy, **policy))
     default = Options(
-        dataset=tyro.MISSING,
+        datasets=tyro.MISSING,
         policy=start.policy.objective.kind,
         trunk=start.policy.trunk.kind,
         train=start,
@@ -83,24 +94,37 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
 
 
 def run(options: Options) -> None:
-    """Train a policy from a dataset."""
-    from robolearn.training.loop import spec_for, train
+    """Train a policy from one or several datasets."""
+    from robolearn.training.loop import train
     from robolearn.training.processes import processes
-    from robolearn_data.dataset import Dataset
+    from robolearn.training.sources import open_sources, spec_for
 
+    if not options.datasets:
+        raise UsageError("name at least one dataset to train on; see `robolearn train --help`")
+    if options.workers < 0:
+        raise UsageError(f"--workers {options.workers} must not be negative")
     make_world = None
     if options.world:
         from robolearn_sim.worlds import make_world as make
         from robolearn_sim.worlds import world_spec
 
-        spec = spec_for(options.train, Dataset.open(options.dataset))
+        spec = spec_for(options.train, open_sources(options.datasets))
         images = {"images": True} if any(s.kind == "image" for s in spec.observation.values()) else {}
         spec.check_fits(world_spec(options.world, **images).schema, f"world {options.world}")
         make_world = functools.partial(make, options.world, **images)
     elif options.train.eval_every:
         raise UsageError("--eval-every needs a world to evaluate in: add --world pusht or --world lift")
     with processes(options.device) as group:
-        train(options.train, options.dataset, options.out, group, make_world=make_world, resume=options.resume)
+        train(
+            options.train,
+            options.datasets,
+            options.out,
+            group,
+            make_world=make_world,
+            resume=options.resume,
+            workers=options.workers,
+            images=options.images,
+        )
         if group.first:
             print(f"trained: {options.out} (checkpoints, metrics.jsonl, loss.png)")
 

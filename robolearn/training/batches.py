@@ -1,65 +1,141 @@
-"""Training windows out of a dataset, in an order that depends on nothing but the seed and the step.
+"""Training batches: windows of one or several datasets, in an order that depends on nothing but the seed and the step.
 
 A row without an action of its own (a hole) counts as padding: it is not learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from robolearn.policies.contracts import Batch
 from robolearn.policies.spec import PolicySpec
-from robolearn_data.dataset import Dataset
-from robolearn_data.schema import UserError
+from robolearn.training.config import Images
+from robolearn.training.sources import Source
+from robolearn_data.mixture import Mixture
+from robolearn_data.reading import ImagePlace, View, WindowReader, image_bytes
+from robolearn_data.schema import Stream
 from robolearn_data.windows import windows
 
-LOAD_ROWS = 1024
+HELD_OUT_WINDOWS = 1024
+"""The most windows of held-out episodes on which the loss is computed."""
+
+_MEMORY_PART = 0.25
+"""Of the free memory, what pictures may take before they are read from disk."""
 
 
 class WindowBatches:
-    """All windows of a dataset, its streams held in memory (images as uint8)."""
+    """Batches of windows around every control step of the training episodes that has enough actions after it."""
 
-    def __init__(self, dataset: Dataset, spec: PolicySpec, *, batch_size: int, seed: int, talk: bool = False) -> None:
-        """``talk``: show a bar while images are loaded."""
-        self.spec = spec
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        spec: PolicySpec,
+        *,
+        batch_size: int,
+        seed: int,
+        weights: tuple[float, ...] = (),
+        images: Images = "auto",
+        rank: int = 0,
+        processes: int = 1,
+        talk: bool = False,
+    ) -> None:
+        """
+        Args:
+            batch_size: windows in a step of all processes together.
+            weights: how often each dataset is drawn, whatever its size; empty: as often as it has windows.
+            images: where pictures are; auto: in memory if they take a modest part of what is free.
+            rank: which share of each batch is this process's.
+            talk: show a bar while data is loaded.
+
+        Raises:
+            UserError: weights that do not fit the datasets, or data that cannot be read.
+        """
+        self._spec = spec
         self.batch_size = batch_size
-        self.seed = seed
-        self.windows = windows(dataset.episode_ends, spec.horizon, spec.start, spec.action_horizon - 1)
-        if len(self.windows) < 1:
-            raise UserError(f"{dataset.path} has no episodes to train on; `robolearn data info` shows what it holds")
-        self.observation = {name: _tensor(dataset, name, talk=talk) for name in spec.observation}
-        self.action = _tensor(dataset, "action", talk=False).flatten(1)
-        self.is_hole = ~dataset.valid("action")
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._share = (rank, processes)
+        reach = (spec.horizon, spec.start, spec.action_horizon - 1)
+        self.windows = [windows(s.dataset.episode_ends, *reach, episodes=s.train) for s in sources]
+        self._held_out = [windows(s.dataset.episode_ends, *reach, episodes=s.held_out) for s in sources]
+        self.mixture = Mixture(tuple(map(len, self.windows)), seed, weights)
+        views = {name: View(name, spec.obs_horizon) for name in spec.observation}
+        views["action"] = View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)
+        if images == "auto":
+            images = place_of_images(sum(image_bytes(source.dataset, views) for source in sources), free_bytes())
+        self._readers = [_reader(source, views, images, talk) for source in sources]
 
-    def numbers(self, step: int) -> np.ndarray:
-        """Window numbers (batch_size,) of training step ``step``: every epoch is a fresh permutation."""
-        position = step * self.batch_size + np.arange(self.batch_size)
-        epochs = position // len(self.windows)
-        out = np.empty(self.batch_size, np.int64)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            mine = epochs == epoch
-            out[mine] = self._permutation(epoch)[position[mine] % len(self.windows)]
-        return out
+    def batch(self, step: int) -> Batch:
+        """This process's share of the batch of training step ``step``."""
+        return self.read(*self.mixture.batch(step, self.batch_size, *self._share))
 
-    def batch(self, numbers: Sequence[int] | np.ndarray) -> Batch:
-        rows, is_pad = self.windows.rows(np.asarray(numbers))
-        seen = torch.from_numpy(rows[:, : self.spec.obs_horizon])
+    @contextmanager
+    def coming(self, first: int, last: int, workers: int) -> Iterator[Iterator[Batch]]:
+        """The batches of steps ``[first, last)``, made ahead by ``workers`` threads; 0: when they are asked for.
+
+        Threads, not processes: decoders and disks leave the interpreter to others, and nothing needs to be copied.
+        What goes wrong in a thread is raised where its batch is asked for.
+        """
+        if not workers:
+            yield map(self.batch, range(first, last))
+            return
+        pool = ThreadPoolExecutor(workers, "batches")
+        try:
+            yield self._ahead(pool, range(first, last), 2 * workers)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def held_out(self) -> Iterator[Batch]:
+        """Windows of the held-out episodes, the same ones each time; none where none are held out."""
+        sizes = tuple(map(len, self._held_out))
+        if not all(sizes):
+            return
+        datasets, numbers = Mixture(sizes, 0, self.mixture.weights).draws(0, min(sum(sizes), HELD_OUT_WINDOWS))
+        for first in range(0, len(numbers), self.batch_size):
+            part = slice(first, first + self.batch_size)
+            yield self.read(datasets[part], numbers[part], held_out=True)
+
+    def read(self, datasets: np.ndarray, numbers: np.ndarray, *, held_out: bool = False) -> Batch:
+        """Windows (B,) of datasets (B,), both by number."""
+        places = [np.flatnonzero(datasets == dataset) for dataset in range(len(self._readers))]
+        found = [self._of_dataset(i, numbers[place], held_out) for i, place in enumerate(places) if len(place)]
+        if len(found) == 1:
+            return found[0]
+        order = torch.from_numpy(np.argsort(np.concatenate(places)))
         return Batch(
-            observation={name: values[seen] for name, values in self.observation.items()},
-            action=self.action[torch.from_numpy(rows)],
-            is_pad=torch.from_numpy(is_pad | self.is_hole[rows]),
+            observation={name: torch.cat([b.observation[name] for b in found])[order] for name in found[0].observation},
+            action=torch.cat([b.action for b in found])[order],
+            is_pad=torch.cat([b.is_pad for b in found])[order],
         )
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.windows)))
-        return self._order[1]
+    def _of_dataset(self, dataset: int, numbers: np.ndarray, held_out: bool) -> Batch:
+        numbering = self._held_out if held_out else self.windows
+        values, missing = self._readers[dataset].read(*numbering[dataset].locate(numbers))
+        action = values.pop("action")
+        return Batch(
+            observation={name: _tensor(value, self._spec.observation[name]) for name, value in values.items()},
+            action=_tensor(action.reshape(*action.shape[:2], -1), self._spec.action),
+            is_pad=torch.from_numpy(missing["action"]),
+        )
+
+    def _ahead(self, pool: ThreadPoolExecutor, steps: range, most: int) -> Iterator[Batch]:
+        under_way: deque[Future[Batch]] = deque()
+        for step in steps:
+            # The order is found here: a mixture is not made for several threads.
+            under_way.append(pool.submit(self.read, *self.mixture.batch(step, self.batch_size, *self._share)))
+            if len(under_way) == most:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -70,14 +146,36 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def _tensor(dataset: Dataset, name: str, *, talk: bool) -> Tensor:
-    """(N, *shape), float32 or uint8."""
-    stream = dataset.schema.stream(name)
-    if stream.kind != "image":
-        return torch.from_numpy(dataset.read(name).astype(np.float32))
-    out = np.empty((dataset.steps, *stream.shape), np.uint8)
-    pieces = range(0, dataset.steps, LOAD_ROWS)
-    for first in track(pieces, f"load {name}", disable=not talk, transient=True):
-        rows = slice(first, first + LOAD_ROWS)
-        out[rows] = dataset.read(name, rows, dtype="uint8")  # some are stored as floats of four times the size
-    return torch.from_numpy(out)
+def _tensor(values: np.ndarray, stream: Stream) -> Tensor:
+    """Pictures as they are (uint8), everything else as float32."""
+    return torch.from_numpy(values if stream.kind == "image" else values.astype(np.float32, copy=False))
+
+
+def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:
+    with Progress(transient=True, disable=not (talk and sys.stdout.isatty())) as bar:
+        task = bar.add_task(f"load {source.dataset.location.name}", total=None)
+        return WindowReader(
+            source.dataset,
+            views,
+            images=images,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def place_of_images(needed: int, free: int) -> ImagePlace:
+    """Where pictures of ``needed`` bytes belong when ``free`` bytes of memory are left."""
+    needed *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun: each process holds its own
+    return "memory" if needed <= _MEMORY_PART * free else "disk"
+
+
+def free_bytes() -> int:
+    """Memory that new data can have without swapping, as Linux says; 0 elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    try:
+        return min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # a container's limit
+    except (OSError, ValueError):
+        return free

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn_data.schema import UserError
+
+Images = Literal["auto", "memory", "disk"]
+"""Where pictures are while a policy trains; auto: in memory if they take a modest part of what is free."""
 
 
 class ConfigError(UserError):
@@ -43,6 +47,10 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    weights: tuple[float, ...] = ()
+    """How often each dataset is drawn, relative to the others, whatever its size; empty: as often as it has windows."""
+    held_out: float = 0.0
+    """Part of each dataset's episodes to keep out of training, for held_out_loss; the same ones whatever the seed."""
     steps: int = 10_000
     """Optimiser steps."""
     batch_size: int = 128
@@ -64,6 +72,12 @@ class TrainConfig:
         for name in ("steps", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(
+                f"held_out must be from 0 to below 1, such as 0.05 for one episode in twenty; got {self.held_out}"
+            )
+        if any(not (math.isfinite(weight) and weight > 0) for weight in self.weights):
+            raise ConfigError(f"weights must be positive, one for each dataset; got {self.weights}")
         if self.eval_every < 0 or self.eval_episodes < 1:
             raise ConfigError("eval_every must not be negative and eval_episodes at least 1")
 

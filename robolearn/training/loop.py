@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,17 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from robolearn.evaluation.rollout import evaluate
 from robolearn.policies.checkpoint import save_policy
 from robolearn.policies.policy import Policy
-from robolearn.policies.spec import PolicySpec
 from robolearn.training.batches import WindowBatches, to_device
-from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
+from robolearn.training.config import ConfigError, Images, OptimiserConfig, TrainConfig, dump_config, load_config
 from robolearn.training.ema import Ema
 from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
 from robolearn.training.resume import Progress, load_state, save_state
-from robolearn_data.dataset import Dataset
-from robolearn_data.schema import Stream, UserError
-from robolearn_data.statistics import degenerate_components, statistics
+from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for
+from robolearn_data.schema import UserError
+from robolearn_data.statistics import degenerate_components
 from robolearn_data.world import World
 
 REPORT_EVERY = 50
@@ -35,21 +34,26 @@ REPORT_EVERY = 50
 
 def train(
     config: TrainConfig,
-    dataset_path: Path,
+    datasets: Sequence[str | Path],
     run: Path,
     group: Processes,
     *,
     make_world: Callable[[], World] | None = None,
     resume: bool = False,
     stop_at: int | None = None,
+    workers: int = 0,
+    images: Images = "auto",
 ) -> Policy:
     """Train a policy and write checkpoints, metrics and state into the folder ``run``.
 
     Args:
+        datasets: folders or URLs.
         group: this process and its siblings, from ``processes()``.
         make_world: world to evaluate in every ``config.eval_every`` steps.
         resume: go on from the state in ``run``.
         stop_at: end after this step as if interrupted, with the state saved.
+        workers: threads that prepare coming batches; 0: they are made when they are needed.
+        images: where pictures are held; neither this nor ``workers`` changes the result.
 
     Returns:
         The policy with averaged weights.
@@ -57,11 +61,21 @@ def train(
     Raises:
         UserError: data that does not suit, a run folder in use, a loss that is not finite.
     """
-    dataset = Dataset.open(dataset_path)
-    spec = spec_for(config, dataset)
-    numeric = [name for name, stream in spec.observation.items() if stream.kind != "image"]
-    values = statistics(dataset, [*numeric, "action"])
-    batches = WindowBatches(dataset, spec, batch_size=config.batch_size, seed=config.seed, talk=group.first)
+    share = group.share(config.batch_size)
+    sources = open_sources(datasets, config.held_out)
+    spec = spec_for(config, sources)
+    values = statistics_for(sources, spec)
+    batches = WindowBatches(
+        sources,
+        spec,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        weights=config.weights,
+        images=images,
+        rank=group.rank,
+        processes=group.count,
+        talk=group.first,
+    )
 
     torch.manual_seed(config.seed)
     policy = Policy(spec, values, config.policy).to(group.device)
@@ -74,26 +88,27 @@ def train(
         weight_decay=config.optimiser.weight_decay,
         fused=True,
     )
-    first, cpu_s = _begin(config, run, group, resume, policy, ema, optimiser)
+    data = fingerprint(sources)
+    first, cpu_s = _begin(config, data, run, group, resume, policy, ema, optimiser)
     log = MetricsLog(run, first) if group.first else None
-    fingerprint = dataset.fingerprint() if group.first else ""
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    share = group.share(config.batch_size)
     last = config.steps if stop_at is None else min(stop_at, config.steps)
     reported: list[torch.Tensor] = []
 
-    with TrainingBar(first, config.steps, visible=group.first) as bar:
+    with (
+        batches.coming(first, last, workers) as coming,
+        TrainingBar(first, config.steps, visible=group.first) as bar,
+    ):
         constant = degenerate_components({**spec.observation, "action": spec.action}, values)
         if constant:
-            bar.note(f"constant in this dataset, hence centred but not scaled: {', '.join(constant)}")
+            bar.note(f"constant in this data, hence centred but not scaled: {', '.join(constant)}")
         for step in range(first, last):
             began_cpu = time.process_time()
-            numbers = batches.numbers(step)
             draws = policy.draw(config.batch_size, torch.Generator().manual_seed(_seed(config.seed, step)))
             torch.manual_seed(_seed(config.seed, step, group.rank))  # image crops
-            batch = to_device(batches.batch(numbers[share]), group.device)
+            batch = to_device(next(coming), group.device)
 
             for parameters in optimiser.param_groups:
                 parameters["lr"] = learning_rate(config.optimiser, step, config.steps)
@@ -121,9 +136,11 @@ def train(
                         {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 3)}
                     )
             if log and saves:
+                if config.held_out:
+                    log.write({"step": done, "held_out_loss": held_out_loss(ema.module, batches, group, bf16=bf16)})
                 folder = run / "checkpoints" / f"{done:07d}"
-                save_policy(ema.module, folder, dataset_fingerprint=fingerprint, step=done)
-                save_state(run, Progress(done, cpu_s), policy, ema, optimiser)
+                save_policy(ema.module, folder, dataset_fingerprint=data, step=done)
+                save_state(run, Progress(done, cpu_s, data), policy, ema, optimiser)
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
             if log and make_world and config.eval_every and (done % config.eval_every == 0 or done == config.steps):
                 seeds = range(config.eval_seed, config.eval_seed + config.eval_episodes)
@@ -134,41 +151,17 @@ def train(
     return ema.module
 
 
-def spec_for(config: TrainConfig, dataset: Dataset) -> PolicySpec:
-    """The spec of a policy with this configuration on this dataset.
-
-    Raises:
-        UserError: a stream that the dataset does not have, or nothing to observe.
-    """
-    schema = dataset.schema
-    if "action" not in schema.streams:
-        raise ConfigError(f"the dataset has no stream 'action'; it has: {', '.join(sorted(schema.streams))}")
-    usable = schema.of_kind("state", "image")
-    observation: dict[str, Stream] = {}
-    components: dict[str, tuple[int, ...]] = {}
-    for item in config.observe or schema.of_kind("state"):
-        name, _, chosen = item.partition(":")
-        if name not in usable:
-            raise ConfigError(f"--observe {name}: not a stream of kind state or image; valid: {', '.join(usable)}")
-        observation[name] = usable[name]
-        if chosen:
-            names = usable[name].names
-            unknown = [part for part in chosen.split(",") if part not in names]
-            if unknown:
-                raise ConfigError(
-                    f"--observe {item}: {name} has no component {unknown[0]!r}; valid: {', '.join(names)}"
-                )
-            components[name] = tuple(names.index(part) for part in chosen.split(","))
-    policy = config.policy
-    return PolicySpec(
-        observation=observation,
-        action=schema.streams["action"],
-        rate_hz=schema.rate_hz,
-        obs_horizon=policy.obs_horizon,
-        horizon=policy.horizon,
-        action_horizon=policy.action_horizon,
-        components=components,
-    )
+@torch.no_grad()
+def held_out_loss(policy: Policy, batches: WindowBatches, group: Processes, *, bf16: bool) -> float:
+    """Mean loss on windows of the held-out episodes: the same windows, noise and times whenever it is asked for."""
+    total, count = 0.0, 0
+    for number, batch in enumerate(batches.held_out()):
+        draws = policy.draw(len(batch.action), torch.Generator().manual_seed(_seed(number)))
+        with torch.autocast(group.device.type, torch.bfloat16, enabled=bf16):
+            losses = policy.loss(to_device(batch, group.device), draws=draws)
+        total += len(batch.action) * float(losses.total())
+        count += len(batch.action)
+    return total / count
 
 
 def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
@@ -180,6 +173,7 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 
 def _begin(
     config: TrainConfig,
+    data: str,
     run: Path,
     group: Processes,
     resume: bool,
@@ -192,6 +186,10 @@ def _begin(
         if load_config(run / "config.yaml") != config:
             raise ConfigError(f"the options differ from those in {run / 'config.yaml'}; leave them out with --resume")
         progress = load_state(run, policy, ema, optimiser)
+        if progress.data != data:
+            raise ConfigError(
+                f"the data are not those that {run} was trained on so far; give the same datasets in order"
+            )
         return progress.step, progress.cpu_s
     if group.first:
         if (run / "config.yaml").exists():

@@ -37,12 +37,19 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def training_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss against the optimiser step, with success and score where they were evaluated. The caller saves it."""
+    """Loss against the optimiser step, on held-out episodes too; success and score where evaluated. Not yet saved."""
     figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    losses = [(row["step"], row["loss"]) for row in rows if "loss" in row]
-    axes.plot([step for step, _ in losses], [loss for _, loss in losses], color="#3566a8", linewidth=1.8)
-    axes.set(xlabel="optimiser step", ylabel="training loss", yscale="log")
+    for key, style, color, label in (
+        ("loss", "-", "#3566a8", "training"),
+        ("held_out_loss", "D-", "#c0562b", "held-out episodes, averaged weights"),
+    ):
+        shown = [(row["step"], row[key]) for row in rows if key in row]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), style, color=color, linewidth=1.8, markersize=4, label=label)
+    if any("held_out_loss" in row for row in rows):
+        axes.legend(loc="upper right")
+    axes.set(xlabel="optimiser step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.25)
     evaluated = [row for row in rows if "success_rate" in row]
     if evaluated:

@@ -23,6 +23,8 @@ class Progress:
     """Optimiser steps done."""
     cpu_s: float
     """CPU time that training took so far, evaluation and saving left out."""
+    data: str
+    """Fingerprint of the datasets."""
 
 
 def save_state(folder: Path, progress: Progress, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
@@ -31,7 +33,7 @@ def save_state(folder: Path, progress: Progress, model: nn.Module, ema: Ema, opt
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
     partial = folder / f"{FILE}.partial"
-    metadata = {"step": str(progress.step), "cpu_s": repr(progress.cpu_s)}
+    metadata = {"step": str(progress.step), "cpu_s": repr(progress.cpu_s), "data": progress.data}
     try:
         partial.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata))
         os.replace(partial, folder / FILE)
@@ -59,7 +61,7 @@ def load_state(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        return Progress(int(metadata["step"]), float(metadata["cpu_s"]))
+        return Progress(int(metadata["step"]), float(metadata["cpu_s"]), metadata["data"])
     except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -50,7 +50,7 @@ def measure(name: str, trunk: TrunkConfig, steps: int, precision: str) -> dict[s
         precision=precision,  # pyright: ignore[reportArgumentType]
     )
     with tempfile.TemporaryDirectory() as folder, processes("cpu") as group:
-        policy = train(config, RUNS / "human.zarr", Path(folder), group)
+        policy = train(config, [RUNS / "human.zarr"], Path(folder), group)
         cpu_s = np.diff([row["cpu_s"] for row in read_metrics(Path(folder))])
     return {
         "network": name,

@@ -1,0 +1,122 @@
+"""What a run trains on: its datasets, the episodes held out of each, and the policy's spec and statistics from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robolearn.policies.spec import PolicySpec
+from robolearn.training.config import ConfigError, TrainConfig
+from robolearn_data.dataset import Dataset
+from robolearn_data.location import Location
+from robolearn_data.mixture import held_out
+from robolearn_data.reading import dtype_as_read
+from robolearn_data.schema import SchemaError, Stream
+from robolearn_data.statistics import StreamStatistics, joint_statistics
+
+_MEANING = ("shape", "kind", "names", "unit", "frame", "wraps", "relative")
+"""Fields of a stream in which datasets must agree. Dtype and native rate are brought together in reading."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One dataset of a run."""
+
+    dataset: Dataset
+    train: Sequence[int]
+    """Numbers of the episodes that are learned from."""
+    held_out: Sequence[int]
+    """Of those that are not, on which the loss is reported."""
+
+
+def open_sources(paths: Sequence[str | Path], part_held_out: float = 0.0) -> list[Source]:
+    """Open datasets and hold out a part of the episodes of each: the same ones whatever the seed of the run.
+
+    Raises:
+        DatasetError: a dataset cannot be read.
+        ConfigError: one has no episode to train on.
+    """
+    found = []
+    for path in paths:
+        dataset = Dataset.open(path)
+        if not dataset.episodes:
+            raise ConfigError(f"{path} has no episodes to train on; `robolearn data info` shows what it holds")
+        try:
+            found.append(Source(dataset, *held_out(dataset.episodes, part_held_out)))
+        except SchemaError as error:
+            raise ConfigError(f"--held-out: {path}: {error}") from None
+    return found
+
+
+def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
+    """The spec of a policy with this configuration on these datasets, which must agree in its streams.
+
+    Raises:
+        ConfigError: a stream that a dataset does not have, nothing to observe, or datasets that do not agree.
+    """
+    schema = sources[0].dataset.schema
+    if "action" not in schema.streams:
+        raise ConfigError(f"the dataset has no stream 'action'; it has: {', '.join(sorted(schema.streams))}")
+    usable = schema.of_kind("state", "image")
+    observation: dict[str, Stream] = {}
+    components: dict[str, tuple[int, ...]] = {}
+    for item in config.observe or schema.of_kind("state"):
+        name, _, chosen = item.partition(":")
+        if name not in usable:
+            raise ConfigError(f"--observe {name}: not a stream of kind state or image; valid: {', '.join(usable)}")
+        observation[name] = usable[name]
+        if usable[name].kind == "image" and dtype_as_read(usable[name]) != "uint8":
+            raise ConfigError(f"--observe {name}: its pictures are {usable[name].dtype}; a policy sees 8-bit ones")
+        if chosen:
+            names = usable[name].names
+            unknown = [part for part in chosen.split(",") if part not in names]
+            if unknown:
+                raise ConfigError(
+                    f"--observe {item}: {name} has no component {unknown[0]!r}; valid: {', '.join(names)}"
+                )
+            components[name] = tuple(names.index(part) for part in chosen.split(","))
+    policy = config.policy
+    spec = PolicySpec(
+        observation=observation,
+        action=schema.streams["action"],
+        rate_hz=schema.rate_hz,
+        obs_horizon=policy.obs_horizon,
+        horizon=policy.horizon,
+        action_horizon=policy.action_horizon,
+        components=components,
+    )
+    for source in sources[1:]:
+        _check_agrees(source.dataset, spec, sources[0].dataset.location)
+    return spec
+
+
+def statistics_for(sources: Sequence[Source], spec: PolicySpec) -> dict[str, StreamStatistics]:
+    """Of the action and of what is observed, over the episodes that all datasets train on."""
+    numeric = [name for name, stream in spec.observation.items() if stream.kind != "image"]
+    return joint_statistics([(source.dataset, source.train) for source in sources], [*numeric, "action"])
+
+
+def fingerprint(sources: Sequence[Source]) -> str:
+    """Names the data of a run (hex). Of a single dataset it is the dataset's own."""
+    found = [source.dataset.fingerprint() for source in sources]
+    return found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+
+
+def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
+    here, hint = dataset.location, "train on datasets of one kind"
+    rate_hz = dataset.schema.rate_hz
+    if abs(rate_hz - spec.rate_hz) > 1e-6 * spec.rate_hz:
+        raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
+    for name, ours in {**spec.observation, "action": spec.action}.items():
+        theirs = dataset.schema.streams.get(name)
+        if theirs is None:
+            raise ConfigError(f"{here} has no stream {name!r}, which {first} has; {hint}")
+        for field in _MEANING:
+            a, b = getattr(ours, field), getattr(theirs, field)
+            unstated = field in ("names", "unit", "frame") and not (a and b)
+            if a != b and not unstated:
+                raise ConfigError(f"stream {name!r} has {field} {b!r} in {here} and {a!r} in {first}; {hint}")
+        if theirs.kind == "image" and dtype_as_read(theirs) != "uint8":
+            raise ConfigError(f"stream {name!r} holds {theirs.dtype} pictures in {here}; a policy sees 8-bit ones")
