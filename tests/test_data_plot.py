@@ -118,7 +118,8 @@ def test_a_browser_shows_all_of_the_page(dataset: Dataset, tmp_path: Path, width
         wide: document.body.scrollWidth - document.body.clientWidth,
         broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
         flat: [...document.querySelectorAll("svg")].filter(s => s.getBoundingClientRect().height < 20).length,
-        small: Math.min(...[...document.querySelectorAll("svg text")].map(t => t.getBoundingClientRect()).map(r => Math.max(r.width, r.height))),
+        small: Math.min(...[...document.querySelectorAll("svg text")]
+                .map(t => t.getBoundingClientRect()).map(r => Math.max(r.width, r.height))),
         pictures: document.images.length, charts: document.querySelectorAll("svg").length}) }</script></body>"""
     page = tmp_path / "page.html"
     page.write_text(episode_page(dataset, 0).replace("</body>", measure))
