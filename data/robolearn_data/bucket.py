@@ -72,6 +72,14 @@ class Bucket:
                 return False
         return True
 
+    def size(self, key: str = "") -> int:
+        """Bytes of the objects below ``key``."""
+        import obstore
+
+        with _os_errors(self, key):
+            pages = obstore.list(self.client, f"{key}/" if key else None)
+            return sum(int(file["size"]) for page in pages for file in page)
+
     def read(self, key: str) -> bytes:
         if self._is_draft and key == ROOT:
             return self._root or b""

@@ -32,16 +32,13 @@ class RowColumn:
         """Forget the episode. The next begins at row ``start``."""
         self.start = start
         self.at = start
-        self._held: list[np.ndarray] = []
+        self._hold([])
 
-    @property
-    def stop(self) -> int:
+    def _hold(self, blocks: list[np.ndarray]) -> None:
+        self._held = blocks
+        self.stop = self.at + sum(map(len, blocks))
         """The row after the last of the episode."""
-        return self.at + sum(map(len, self._held))
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(block.nbytes for block in self._held)
+        self.held_bytes = sum(block.nbytes for block in blocks)
 
     def encode(self, rows: np.ndarray) -> Block:
         return rows
@@ -49,6 +46,8 @@ class RowColumn:
     def add(self, block: Block) -> None:
         assert isinstance(block, np.ndarray)
         self._held.append(block)
+        self.stop += len(block)
+        self.held_bytes += block.nbytes
 
     def write_full_files(self) -> None:
         """Write what fills whole files, so that none is written twice."""
@@ -66,8 +65,9 @@ class RowColumn:
         rows = np.concatenate(self._held)
         with zarr.config.set(storage.BULK):
             storage.with_length(self._array, stop)[self.at : stop] = rows[: stop - self.at]
-        self._held = [rows[stop - self.at :]] if stop - self.at < len(rows) else []
+        rest = rows[stop - self.at :]
         self.at = stop
+        self._hold([rest] if len(rest) else [])
 
 
 class FrameColumn:
@@ -90,14 +90,11 @@ class FrameColumn:
         self.start = start
         self.at = start
         self._held: list[bytes] = []
+        self.held_bytes = 0
 
     @property
     def stop(self) -> int:
         return self.at + len(self._held)
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(map(len, self._held))
 
     def encode(self, rows: np.ndarray) -> Block:
         return [self._encode(row) for row in rows]
@@ -105,6 +102,7 @@ class FrameColumn:
     def add(self, block: Block) -> None:
         assert isinstance(block, list)
         self._held += block
+        self.held_bytes += sum(map(len, block))
 
     def write_full_files(self) -> None:
         self.write(self.stop // self._unit * self._unit)
@@ -129,6 +127,7 @@ class FrameColumn:
             new = map(shards.seal, self._held[:count]) if self._sealed else self._held[:count]
             shard = shards.pack([*kept, *new], self._unit)
             self._location.put(file, shard, durable=self._durable)
+            self.held_bytes -= sum(map(len, self._held[:count]))
             del self._held[:count]
             self.at += count
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import re
@@ -31,7 +32,11 @@ class Lock(Protocol):
     """That this process writes, and no other."""
 
     def check(self) -> None:
-        """Raises DatasetError when another has taken over."""
+        """
+        Raises:
+            DatasetError: another has taken over.
+            OSError: the dataset is no longer where it was.
+        """
         ...
 
     def release(self) -> None: ...
@@ -52,6 +57,10 @@ class Folder:
 
     def exists(self, key: str = "") -> bool:
         return (self.path / key).exists() or (not key and self.path.is_symlink())
+
+    def size(self, key: str = "") -> int:
+        """Bytes of the files below ``key``."""
+        return sum(file.stat().st_size for file in (self.path / key).rglob("*") if file.is_file())
 
     def read(self, key: str) -> bytes:
         """Raises FileNotFoundError."""
@@ -190,6 +199,7 @@ class DurableStore(LocalStore):
 
 class _FolderLock:
     def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,7 +208,17 @@ class _FolderLock:
             raise DatasetError(f"another process is writing to {path}; wait for it, or write another dataset") from None
 
     def check(self) -> None:
-        pass
+        """An unmounted disk leaves an empty folder of its name on another, in which nothing must be written."""
+        here = os.fstat(self._descriptor)
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+            raise OSError(
+                errno.ENODEV,
+                f"{self._path} is no longer there: its disk was unmounted or the folder moved; bring it back",
+            )
 
     def release(self) -> None:
         os.close(self._descriptor)

@@ -6,8 +6,6 @@ other processes have put into shared memory. It is told of everything that it ca
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,8 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from robolearn_data.folder import Folder
-from robolearn_data.location import Location
 from robolearn_data.schema import SchemaError
 from robolearn_data.writer import DatasetWriter
 
@@ -30,32 +26,6 @@ ACTION_STAGES = {
 
 CLOCK_TOLERANCE_NS = 1_000_000_000
 """How far ahead of this machine's clock a device's may be. One sample from years ahead would make all others late."""
-
-
-class Place:
-    """Where a dataset is recorded, as it was found. An unmounted disk leaves an empty folder of its name on another."""
-
-    def __init__(self, location: Location) -> None:
-        self._path = location.path if isinstance(location, Folder) else None
-        self._found = self._identity()
-
-    def check(self) -> None:
-        """
-        Raises:
-            OSError: it is gone, or something else is there.
-        """
-        if self._identity() != self._found:
-            raise OSError(
-                errno.ENODEV,
-                f"{self._path} is no longer there: its disk was unmounted or the folder moved; bring it back",
-            )
-
-    def _identity(self) -> tuple[int, int]:
-        try:
-            status = os.stat(self._path) if self._path else None
-        except FileNotFoundError:
-            status = None
-        return (status.st_dev, status.st_ino) if status else (0, 0)
 
 
 class Source(Protocol):
@@ -101,7 +71,6 @@ class Recorder:
                 f"the dataset's streams with a rate of their own are {', '.join(sorted(native)) or 'none'}"
             )
         self.recording = False
-        self._place = Place(self.writer.location)
         self._aligned = self.writer.schema.streams.keys() - native
         self._period_ns = 1e9 / self.writer.schema.rate_hz
         self.counts = {name: Count() for name in ("steps", *self.sources)}
@@ -138,7 +107,7 @@ class Recorder:
         Raises:
             OSError: the disk is full or gone. What was saved is whole; the episode in flight is held.
         """
-        self._place.check()
+        self.writer.check_location()
         for name, source in self.sources.items():
             samples = self._drain(name, source)
             if len(samples):

@@ -134,6 +134,15 @@ class DatasetWriter:
         """The array that holds a stream's values; its rows beyond those of saved episodes mean nothing."""
         return storage.open_array(self._store, storage.values_of(name, self.schema.stream(name)))
 
+    def check_location(self) -> None:
+        """Before writing goes on: is the dataset still where it was, and this its only writer?
+
+        Raises:
+            OSError: its disk was unmounted, or the folder moved.
+            DatasetError: another process has taken over.
+        """
+        self._lock.check()
+
     @property
     def pending(self) -> int:
         """Control steps of the episode in flight."""

@@ -58,7 +58,6 @@ def run(options: Collect) -> int | None:
     """Record demonstrations into a dataset."""
     from robolearn_data import journal
     from robolearn_data.dataset import Dataset
-    from robolearn_data.recorder import Place
     from robolearn_sim.demonstrations import demonstration_schema, demonstrations
     from robolearn_sim.experts import make_expert
 
@@ -72,7 +71,6 @@ def run(options: Collect) -> int | None:
 
     saved = discarded = 0
     with _open(options, schema, how) as writer:
-        place = Place(writer.location)
         if journal.unfinished(options.out):
             stderr_line(
                 "an earlier recording was stopped in the middle of an episode; "
@@ -97,7 +95,6 @@ def run(options: Collect) -> int | None:
                     # Simulated time: ticks are exactly one control period apart, counted from the moment of saving.
                     ticks = [round(i * 1e9 / schema.rate_hz) for i in range(len(demonstration.streams["action"]))]
                     start = time.monotonic_ns()
-                    place.check()
                     writer.extend(demonstration.streams, time_ns=[start + tick for tick in ticks])
                     writer.save_episode({**how, "task": options.world, "success": True, "seed": demonstration.seed})
                     saved += 1

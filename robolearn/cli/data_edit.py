@@ -11,6 +11,7 @@ import tyro
 
 from robolearn.cli.parse import DatasetPath, UsageError
 from robolearn.cli.progress import progress_bar
+from robolearn.cli.tables import size_text
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ def relabel(options: Relabel) -> int:
 def convert(options: Convert) -> int:
     """write a dataset anew with other compressions or dtypes"""
     from robolearn_data import edit
+    from robolearn_data.location import locate
 
     with progress_bar("converting", "steps") as report:
         lost = edit.convert(
@@ -195,7 +197,9 @@ def convert(options: Convert) -> int:
         if difference:
             print(f"{name}: differs by up to {difference:g}, as its lossy compression allows")
     exact = sum(not difference for difference in lost.values())
+    before, after = (locate(path).size() for path in (options.path, options.out))
     print(f"{options.out}: {exact} of {len(lost)} streams read back exactly as they were")
+    print(f"{size_text(before)} became {size_text(after)} ({after / before - 1:+.0%})")
     return 0
 
 
@@ -212,14 +216,12 @@ def stats(options: Stats) -> int:
         return 0
 
     import numpy as np
-    from rich import box
-    from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("component", "unit", "min", "1 %", "mean", "99 %", "max", "std"):
-        table.add_column(title, justify="left" if title in ("component", "unit") else "right", no_wrap=True)
+    from robolearn.cli.tables import new_table, show_table
+
+    titles = ("min", "1 %", "mean", "99 %", "max", "std")
+    table = new_table("component", "unit", *titles, numbers=titles)
     for name, value in values.items():
         stream = dataset.schema.streams[name]
         units = stream.unit.split(",")
@@ -229,7 +231,7 @@ def stats(options: Stats) -> int:
             numbers = (value.min, value.q01, value.mean, value.q99, value.max, value.std)
             component = statistics.component_name(name, stream, index)
             table.add_row(escape(component), escape(unit), *(f"{n[index]:.4g}" for n in numbers))
-    Console().print(table)
+    show_table(table)
     constant = statistics.degenerate_components(dataset.schema.streams, values)
     if constant:
         print(f"never vary, and tell a policy nothing: {', '.join(constant)}")

@@ -25,10 +25,10 @@ class Validate:
     """
 
     path: tyro.conf.Positional[DatasetPath]
-    """The dataset: a folder, or a URL such as s3://bucket/name."""
+    """The dataset's folder or URL."""
     pictures: bool = False
-    """Decode every picture too. Without it those with a checksum are compared with that, which is 10 times as fast and
-    finds all that happened to them after they were written."""
+    """Decode every picture too. Without it those with a checksum are compared with that, several times as fast, and
+    that finds all that happened to them after they were written."""
     strict: bool = False
     """Exit with 1 for warnings too."""
     all: bool = False
@@ -40,7 +40,7 @@ class Plot:
     """Draw an episode as one HTML page for any browser: pictures, curves with units, age of samples, holes, notes."""
 
     path: tyro.conf.Positional[DatasetPath]
-    """The dataset: a folder, or a URL such as s3://bucket/name."""
+    """The dataset's folder or URL."""
     episode: int = 0
     """Its number; negative counts from the last."""
     out: Path = Path("episode.html")
@@ -56,7 +56,7 @@ class Quality:
     """
 
     path: tyro.conf.Positional[DatasetPath]
-    """The dataset: a folder, or a URL such as s3://bucket/name."""
+    """The dataset's folder or URL."""
     streams: tuple[str, ...] = ()
     """Streams that count as state; all of kind state by default."""
     top: int = 15
@@ -122,18 +122,15 @@ def quality(options: Quality) -> int:
         print(json.dumps(found.to_json()))
         return 0
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from robolearn.cli.tables import new_table, show_table
 
-    console = Console()
-    table = Table(box=box.SIMPLE_HEAD)
-    for title in ("episode", "score", "steps", "path", "x shortest", "idle", "why"):
-        table.add_column(title, justify="left" if title == "why" else "right", no_wrap=title != "why")
+    titles = ("episode", "score", "steps", "success after", "path", "x shortest", "idle")
+    table = new_table(*titles, "why", numbers=titles, wrap=("why",))
     for e in found.episodes[: options.top]:
-        numbers = (f"{e.score:.1f}", str(e.steps), f"{e.path_sd:.1f} sd", f"{e.path_ratio:.2f}", f"{e.idle:.0%}")
+        after = "failure" if e.success is False else f"{e.time_to_success_s:.1f} s" if e.time_to_success_s else "-"
+        numbers = (f"{e.score:.1f}", str(e.steps), after, f"{e.path_sd:.1f} sd", f"{e.path_ratio:.2f}", f"{e.idle:.0%}")
         table.add_row(str(e.episode), *numbers, "; ".join(e.reasons) or "-")
-    console.print(table)
+    show_table(table)
     odd = [str(e.episode) for e in found.episodes if e.reasons]
     print(f"action variance {found.action_variance:.4g} sd^2, transition diversity {found.transition_diversity:.3f}")
     if odd:

@@ -94,15 +94,27 @@ def replay(options: Replay) -> int:
         for i in stream.wraps:
             off[:, i] = np.minimum(off[:, i] % (2 * np.pi), 2 * np.pi - off[:, i] % (2 * np.pi))
         units = stream.unit.split(",")
+        departs = []
+        worst: dict[str, float] = {}
         for index in np.ndindex(stream.shape):
             at = (slice(None), *index)
-            spread = float(np.ptp(states[n][at]))
-            wrong = off[at] > max(options.tolerance * spread, 1e-3)
-            when = f"departs from step {int(np.argmax(wrong))} on" if wrong.any() else "follows the record"
-            unit = units[index[-1]] if index and len(units) == stream.shape[-1] else stream.unit
-            label = component_name(n, stream, index)
-            print(f"  {label}: at most {off[at].max():.4g} {unit} off, {off[at][-1]:.4g} at the end; {when}")
-    print(f"best score {best:.3f}, {'success' if success else 'no success'}")
+            unit = (units[index[-1]] if index and len(units) == stream.shape[-1] else stream.unit).removeprefix("1")
+            worst[unit] = max(worst.get(unit, 0.0), float(off[at].max()))
+            wrong = off[at] > max(options.tolerance * float(np.ptp(states[n][at])), 1e-3)
+            if wrong.any():
+                label = component_name(n, stream, index)
+                departs.append(
+                    f"{label} departs from step {int(np.argmax(wrong))} on, {off[at][-1]:.3g} {unit} at the end"
+                )
+        if not departs:
+            most = ", ".join(f"{value:.3g} {unit}".rstrip() for unit, value in worst.items())
+            exact = "bit for bit" if not any(worst.values()) else f"at most {most} off"
+            print(f"  {n}: all {stream.size} components follow the record, {exact}")
+        for line in departs:
+            print(f"  {line}")
+    noted = dataset.episode_info(options.episode).get("success")
+    noted = f"; recorded as a {'success' if noted else 'failure'}" if isinstance(noted, bool) else ""
+    print(f"best score {best:.3f}, {'success' if success else 'no success'}{noted}")
     if options.video:
         write_video(options.video, frames, world.spec.schema.rate_hz)
         print(f"{options.video}: {len(frames)} frames")

@@ -20,8 +20,8 @@ class Import:
 
     source: tyro.conf.Positional[Path]
     """What to read."""
-    target: tyro.conf.Positional[Path]
-    """The folder to make; it appears when all is copied."""
+    target: tyro.conf.Positional[DatasetPath]
+    """The dataset to make, a folder or URL; it appears when all is copied."""
     format: str
     """diffusion_policy: a zarr v2 ReplayBuffer of diffusion_policy or UMI, a folder or .zarr.zip; lerobot: the folder
     of a LeRobot dataset, version 2.1 or 3.0 (lerobot_v21, lerobot_v30: one alone); robomimic: an HDF5 file of robomimic

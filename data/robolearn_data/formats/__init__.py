@@ -23,7 +23,7 @@ OnLoss = Callable[[str], None]
 
 def _import_diffusion_policy(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     progress: Progress | None = None,
     on_broken: OnBroken | None = None,
@@ -49,7 +49,7 @@ def _export_diffusion_policy(
 
 def _import_robomimic(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     progress: Progress | None = None,
     on_broken: OnBroken | None = None,
@@ -70,7 +70,7 @@ def _export_robomimic(
 
 def _import_aloha(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     progress: Progress | None = None,
     on_broken: OnBroken | None = None,
@@ -84,7 +84,7 @@ def _import_aloha(
 
 def _import_lerobot(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     progress: Progress | None = None,
     on_broken: OnBroken | None = None,

@@ -30,7 +30,7 @@ _NAMES = tuple(f"{side}_{joint}" for side in ("left", "right") for joint in _JOI
 
 def import_aloha(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     rate_hz: float = 50.0,
     bgr: bool = False,

@@ -68,7 +68,7 @@ _IMAGE_CODECS = {"jpeg2k": (image_codecs.Jpeg2k, 50), "jpegxl": (image_codecs.Jp
 
 def import_diffusion_policy(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     rate_hz: float | None = None,
     on_broken: OnBroken | None = None,

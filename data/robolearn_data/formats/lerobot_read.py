@@ -60,7 +60,7 @@ class _Ours:
 
 def import_lerobot(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     version: str | None = None,
     image_compression: str = "zstd-5",

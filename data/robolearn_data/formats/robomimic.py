@@ -52,7 +52,7 @@ class _Column:
 
 def import_robomimic(
     source: Path,
-    target: Path,
+    target: str | Path,
     *,
     rate_hz: float | None = None,
     on_broken: OnBroken | None = None,

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from robolearn_data.copying import new_dataset
 from robolearn_data.dataset import Dataset
 from robolearn_data.folder import DatasetError, sync_folder, sync_tree
 from robolearn_data.formats import OnBroken, Progress
 from robolearn_data.schema import Schema, SchemaError, UserError
-from robolearn_data.writer import DatasetWriter
 
 _PIECE_BYTES = 64 * 2**20
 _ROW_BYTES = 256 * 2**20
@@ -77,7 +77,7 @@ class SourceEpisode:
 
 
 def import_episodes(
-    target: Path,
+    target: str | Path,
     schema: Schema,
     metadata: Mapping[str, Any],
     episodes: Iterable[SourceEpisode],
@@ -96,10 +96,7 @@ def import_episodes(
     row_bytes = sum(stream.size * np.dtype(stream.dtype).itemsize for stream in schema.streams.values())
     piece = max(_PIECE_BYTES // row_bytes, 1)
     small = dict.fromkeys(schema.of_kind("image"), "zstd-5")
-    with (
-        appearing(target) as unfinished,
-        DatasetWriter.create(unfinished, schema, metadata=metadata, compression=small, durable=False) as writer,
-    ):
+    with new_dataset(target, schema, metadata, small) as writer:
         done = 0
         for episode in episodes:
             whole = writer.episodes
