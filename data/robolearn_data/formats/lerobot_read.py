@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from robolearn_data.copying import new_dataset
 from robolearn_data.formats import OnBroken, Progress
 from robolearn_data.formats import lerobot_layout as layout
 from robolearn_data.formats.lerobot_episodes import Episode, read_episodes, read_tasks
 from robolearn_data.formats.lerobot_rows import RowReader
 from robolearn_data.formats.lerobot_video import VideoReader, decode_picture, frame_count
-from robolearn_data.formats.transfer import Faults, ImportFormatError, appearing, one_line
+from robolearn_data.formats.transfer import Faults, ImportFormatError, one_line
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.writer import DatasetWriter
 
@@ -97,25 +98,21 @@ def import_lerobot(
     metadata = ours.metadata if ours else {"source": origin}
     schema = ours.schema if ours else Schema(info.fps, {name: stream for name, (_, stream) in opened.streams.items()})
     total = sum(episode.length for episode in opened.episodes)
-    with appearing(target) as unfinished:
-        compression = dict.fromkeys(schema.of_kind("image"), image_compression)
-        with DatasetWriter.create(
-            unfinished, schema, metadata=metadata, compression=compression, durable=False
-        ) as writer:
-            start = 0
-            for episode in opened.episodes:
-                done, whole = start, writer.episodes
-                with faults.caught(), _place(f"episode {episode.number}"):
-                    for count in _copy(opened, episode, slice(start, start + episode.length), writer):
-                        done += count
-                        if progress:
-                            progress(done, total)
-                if writer.episodes == whole:
-                    writer.discard_episode()
-                start += episode.length
-            faults.check(writer.episodes)
-            counted = writer.episodes, writer.steps
-    return counted
+    compression = dict.fromkeys(schema.of_kind("image"), image_compression)
+    with new_dataset(target, schema, metadata, compression) as writer:
+        start = 0
+        for episode in opened.episodes:
+            done, whole = start, writer.episodes
+            with faults.caught(), _place(f"episode {episode.number}"):
+                for count in _copy(opened, episode, slice(start, start + episode.length), writer):
+                    done += count
+                    if progress:
+                        progress(done, total)
+            if writer.episodes == whole:
+                writer.discard_episode()
+            start += episode.length
+        faults.check(writer.episodes)
+    return writer.episodes, writer.steps
 
 
 @contextmanager
