@@ -16,6 +16,7 @@ import pytest
 import zarr
 from zarr.storage import ObjectStore
 
+from robolearn.cli.main import main
 from robolearn_data.bucket import Bucket
 from robolearn_data.copying import EpisodeCopier, compression_of, new_dataset
 from robolearn_data.dataset import Dataset
@@ -206,7 +207,7 @@ def test_a_killed_writer_leaves_whole_episodes_and_a_lock_that_recover_takes_awa
         np.testing.assert_array_equal(found[:, 0, 0], expected[[3, 6, 9, 11], 0, 0])
     with pytest.raises(DatasetError, match="if it was killed: `robolearn data recover"):
         DatasetWriter.append(url)
-    assert recover(url).exit_code == 0
+    assert main(["data", "recover", url]) == 0
     with DatasetWriter.append(url) as writer:
         add_episode(writer)
     assert Dataset.open(url).episodes == dataset.episodes + 1
@@ -273,3 +274,55 @@ def test_a_bucket_that_does_not_exist_is_named(s3: str) -> None:
     with pytest.raises(OSError, match="s3://nobody/x"):
         DatasetWriter.create("s3://nobody/x", SCHEMA)
     assert isinstance(locate(f"{s3}/x"), Bucket)
+
+
+def test_every_tool_that_makes_something_new_works_at_a_url(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(url)
+    base = url.removesuffix("/pour.zarr")
+    for words in (
+        ["info", url],
+        ["validate", url],
+        ["stats", url],
+        ["plot", url, "--episode", "1", "--out", str(tmp_path / "page.html")],
+        ["merge", url, "--out", str(tmp_path / "here.zarr")],
+        ["split", url, f"{base}/train.zarr", f"{base}/test.zarr", "--episodes", "1"],
+        ["merge", f"{base}/train.zarr", f"{base}/test.zarr", "--out", f"{base}/joined.zarr"],
+        ["convert", url, f"{base}/small.zarr", "--compression", "wrist=jpeg-80"],
+        ["export", url, str(tmp_path / "replay.zarr"), "--format", "diffusion_policy"],
+        ["import", str(tmp_path / "replay.zarr"), f"{base}/imported.zarr", "--format", "diffusion_policy"],
+        ["validate", f"{base}/joined.zarr"],
+    ):
+        assert main(["data", *words]) == 0, capsys.readouterr()
+    assert_same(Dataset.open(tmp_path / "here.zarr"), Dataset.open(url))
+    joined, source = Dataset.open(f"{base}/joined.zarr"), Dataset.open(url)
+    order = [joined.episode_info(i)["number"] for i in range(3)]
+    assert order == [0, 2, 1]
+    np.testing.assert_array_equal(joined.episode(2)["camera"], source.episode(1)["camera"])
+    np.testing.assert_array_equal(Dataset.open(f"{base}/imported.zarr").read("state"), source.read("state"))
+
+
+@pytest.mark.parametrize(
+    "words", [["delete", "--episodes", "0", "--yes"], ["relabel", "--episodes", "0", "--set", "a=1"]]
+)
+def test_what_changes_a_dataset_in_place_says_that_it_works_on_a_disk_only(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"memory://robots/{uuid.uuid4().hex}"
+    write(url, 2)
+    assert main(["data", words[0], url, *words[1:]]) == 2
+    assert "is in an object store; this works on datasets on a disk only" in capsys.readouterr().err
+    assert Dataset.open(url).episodes == 2
+
+
+def test_a_flipped_bit_in_a_bucket_is_found_by_validate(s3: str, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"{s3}/{uuid.uuid4().hex}"
+    write(url, 1)
+    place = locate(url)
+    key = "data/wrist/c/0/0/0/0"
+    broken = bytearray(place.read(key))
+    broken[100] ^= 4
+    place.put(key, bytes(broken), durable=True)
+    assert main(["data", "validate", url]) == 1
+    assert "data/wrist: row 0 is damaged" in capsys.readouterr().out
