@@ -280,5 +280,5 @@ def test_message_is_the_same_with_and_without_drawing_characters(
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     done = _run("data", "info", "--json")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("robolearn: error: missing PATH (")
+    assert done.stderr.startswith("robolearn: error: missing PATH|URL (")
     assert done.stderr.endswith("); see `robolearn data info --help`\n")

@@ -53,7 +53,6 @@ def test_info_for_people_names_every_stream(path: Path, capsys: pytest.CaptureFi
         (["data", "import", "--format", "robomimic", "--bgr", "a", "b"], "--bgr has no meaning for --format robomimic"),
         (["data", "import", "--format", "aloha", "nowhere", "b"], "no such file or folder: nowhere"),
         (["data", "import", "--format", "lerobot", "--rate-hz", "5", "a", "b"], "--rate-hz has no meaning for"),
-        (["data", "import", "--format", "diffusion_policy", "--keep-good", "a", "b"], "--keep-good has no meaning for"),
         (["data", "export", "--format", "lerobot_v30", "nowhere", "b"], "no dataset at nowhere"),
         (["data", "import", "--format", "diffusion_policy", "nowhere", "b"], "no such file or folder: nowhere"),
         (["data", "info", "nowhere", "--jsn"], "--jsn"),

@@ -29,9 +29,10 @@ MAY_IMPORT = {
 }
 """Package or part of one -> what it may import of the five packages besides itself."""
 
-LIBRARIES_OF_DATA = "numpy obstore zarr numcodecs google_crc32c pyarrow av simplejpeg imagecodecs h5py"
-THIRD_PARTY_OF_DATA = set(LIBRARIES_OF_DATA.split())
-"""numcodecs (the codecs of zarr v2) comes with zarr; h5py is the extra "formats"."""
+LIBRARIES_OF_DATA = "numpy zarr numcodecs google_crc32c pyarrow av simplejpeg imagecodecs"
+EXTRAS_OF_DATA = "obstore h5py mcap mcap_protobuf foxglove_schemas_protobuf rerun"
+THIRD_PARTY_OF_DATA = {*LIBRARIES_OF_DATA.split(), *EXTRAS_OF_DATA.split()}
+"""numcodecs (the codecs of zarr v2) comes with zarr; the extras are "cloud", "formats" and "viewers"."""
 
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 NEVER_CALLED = {"torch.load", "torch.save", "eval", "exec", "yaml.load", "yaml.full_load", "yaml.unsafe_load"}
