@@ -13,6 +13,7 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.folder import sync_folder
 from robolearn_data.location import Location, locate
 from robolearn_data.schema import UserError
+from robolearn_data.selection import episode_infos
 from robolearn_data.writer import DatasetWriter
 
 
@@ -52,7 +53,7 @@ def recover(path: str | Path | Location, *, dry_run: bool = False) -> Recovery:
         return result
     path = location.path
     with DatasetWriter.append(path) as writer:  # holds the lock, and sets the last writer's journal aside
-        known = {str(Dataset.open(path).episode_info(i).get("uuid")) for i in range(writer.episodes)}
+        known = {str(info.get("uuid")) for info in episode_infos(Dataset.open(path))}
         for file in journal.unfinished(path):
             _recover(writer, file, known, result)
     return result
