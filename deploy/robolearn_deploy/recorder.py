@@ -161,21 +161,24 @@ class RecorderProcess:
         try:
             self._pipe.send((what, arguments))
         except OSError:
-            raise RecordingError(f"the recorder process has ended (exit code {self._process.exitcode})") from None
+            raise self._ended() from None
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             kind, value = self._pipe.recv()
         except (EOFError, OSError):
-            self._process.join(5)
-            raise RecordingError(
-                f"the recorder process has ended (exit code {self._process.exitcode}); "
-                "what was saved is whole, `robolearn data recover` saves the rest"
-            ) from None
+            raise self._ended() from None
         if kind == "error":
             raise RecordingError(value)
         return value
+
+    def _ended(self) -> RecordingError:
+        self._process.join(5)
+        return RecordingError(
+            f"the recorder process has ended (exit code {self._process.exitcode}); "
+            "what was saved is whole, `robolearn data recover` saves the rest"
+        )
 
 
 def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Connection) -> None:
