@@ -13,7 +13,6 @@ from robolearn_data.columns import Column, FrameColumn, RowColumn
 from robolearn_data.creation import TIME, VALID
 from robolearn_data.journal import Block, Journal
 from robolearn_data.location import Location
-from robolearn_data.resample import STALE_PERIODS
 from robolearn_data.schema import Schema, Stream
 
 
@@ -124,7 +123,7 @@ class EpisodeBuffer:
             newest = np.searchsorted(times, ticks, side="right") - 1
             index.add(np.where(newest >= 0, newest + self._samples[name], -1))
             age = ticks - times[newest] if len(times) else np.zeros(len(ticks))
-            valid = (newest >= 0) & (age < STALE_PERIODS * 1e9 / stream.rate_hz)
+            valid = (newest >= 0) & (age < stream.stale_ns)
             mask = self.columns.get(f"valid/{name}")
             if mask is None and not valid.all():
                 mask = self._new_column(f"valid/{name}", VALID)

@@ -67,7 +67,7 @@ def inspect(dataset: Dataset, *, progress: Progress | None = None) -> list[Findi
     order = sorted(dataset.schema.streams.items(), key=lambda item: item[1].kind == "image")  # the states are needed
     for name, stream in order:
         found += _holes(dataset, name)
-        if stream.is_native:
+        if stream.is_native and stream.kind != "text":
             found += _dropped(dataset, name)
         if stream.kind == "image":
             marks = _marks(dataset, name)
@@ -196,7 +196,7 @@ def _marks(dataset: Dataset, name: str) -> np.ndarray:
 
 
 def _constant_or_saturated(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> Iterator[Finding]:
-    if stream.kind == "info":
+    if stream.kind in ("info", "text"):
         return
     constant = []
     for i, index in enumerate(np.ndindex(stream.shape)):

@@ -14,7 +14,7 @@ from robolearn_data import storage
 from robolearn_data.curves import Curve, chart
 from robolearn_data.dataset import Dataset
 from robolearn_data.recorder import ACTION_STAGES
-from robolearn_data.schema import Stream
+from robolearn_data.schema import Stream, read_text
 from robolearn_data.statistics import component_name
 
 _THUMBNAILS, _THUMBNAIL_PX = 12, 80
@@ -86,7 +86,7 @@ class _Page:
             samples = self.dataset.samples(name, self.episode)
             time_s, rows = self._since_start(samples.time), samples.rows
             notes.append(f"{len(time_s)} samples at a nominal {stream.rate_hz:g} Hz")
-            gaps = _pauses(time_s, 1.5 / stream.rate_hz)
+            gaps = _pauses(time_s, stream.stale_ns / 1e9)
             missing = f"{len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'} between samples" if gaps else ""
         else:
             holes = ~self.dataset.valid(name)[rows]
@@ -98,6 +98,8 @@ class _Page:
         if stream.kind == "image":
             parts.append(self._strip(name, rows, time_s))
             return [*parts, chart([], self.end_s, gaps=gaps, height=44)] if gaps else parts
+        if stream.kind == "text":
+            return [*parts, self._texts(name, rows, time_s)]
         if storage.is_framed(stream):
             return [*parts, "<p>too large to draw</p>"]
         values = self._values(name, rows)
@@ -184,6 +186,16 @@ class _Page:
             caption = f"<figcaption>{label}</figcaption>"
             figures.append(f'<figure><img src="data:image/png;base64,{png}" alt="at {label}">{caption}</figure>')
         return f'<div class="strip">{"".join(figures)}</div>'
+
+    def _texts(self, name: str, rows: slice, time_s: np.ndarray) -> str:
+        """When the text became what."""
+        said = [read_text(value) for value in self.dataset.take(name, np.arange(rows.start, rows.stop))]
+        lines = [
+            f"<tr><td>{time_s[i]:.2f} s</td><td>{html.escape(text)}</td></tr>"
+            for i, text in enumerate(said)
+            if i == 0 or text != said[i - 1]
+        ]
+        return f"<table>{''.join(lines)}</table>"
 
 
 def _heading(name: str, notes: str, missing: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from robolearn_data.dataset import Dataset
 from robolearn_data.folder import DatasetError
-from robolearn_data.resample import STALE_PERIODS, blend, places
+from robolearn_data.resample import blend, places
 from robolearn_data.schema import Interpolation, SchemaError, Stream
 from robolearn_data.storage import BLOCK_BYTES
 
@@ -158,7 +158,8 @@ class _Samples:
     """
 
     def __init__(self, dataset: Dataset, name: str) -> None:
-        self._period_ns = 1e9 / dataset.schema.stream(name).rate_hz
+        stream = dataset.schema.stream(name)
+        self._stale_ns = stream.stale_ns
         self._first = np.array([dataset.samples_before(name, e) for e in range(dataset.episodes + 1)])
         times = dataset.sample_times(name)
         counts = np.diff(self._first)
@@ -166,7 +167,7 @@ class _Samples:
         self._start, last = np.zeros((2, len(counts)), np.int64)
         self._start[filled] = times[self._first[filled]]
         last[filled] = times[self._first[filled + 1] - 1]
-        self._reach = last - self._start + int(2 * self._period_ns)
+        self._reach = last - self._start + int(2e9 / stream.rate_hz)
         self._base = np.cumsum(self._reach + 2) - self._reach
         self._keys = times + np.repeat(self._base - self._start, counts)
         if np.any(np.diff(self._keys) <= 0):
@@ -189,7 +190,7 @@ class _Samples:
             last = np.searchsorted(self._keys, self._key(episode, seen_by), side="right") - 1
         before, share = places(self._keys, keys.reshape(-1), how, first.reshape(-1), last.reshape(-1))
         before = np.where(last < first, -1, before.reshape(keys.shape))
-        stale = (newest < first) | (keys - self._keys[newest] >= STALE_PERIODS * self._period_ns)
+        stale = (newest < first) | (keys - self._keys[newest] >= self._stale_ns)
         return before, share.reshape(keys.shape), stale
 
     def _key(self, episode: np.ndarray, instants: np.ndarray) -> np.ndarray:

@@ -8,9 +8,6 @@ import numpy as np
 
 from robolearn_data.schema import Interpolation, SchemaError
 
-STALE_PERIODS = 1.5
-"""Age at which the newest sample of a native stream counts as a hole, in its nominal periods."""
-
 
 def places(
     times: np.ndarray, at: np.ndarray, how: Interpolation, first: Any = 0, last: Any = None

@@ -11,8 +11,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-Kind = Literal["state", "image", "action", "info"]
-"""state: a vector a policy may observe; image: (H, W, C) pixels; action: what the robot is told; info: the rest."""
+Kind = Literal["state", "image", "action", "info", "text"]
+"""state: a vector a policy may observe; image: (H, W, C) pixels; action: what the robot is told; text: up to N bytes of
+UTF-8 (an instruction, a remark) as uint8 (N,), zeros after its end, see ``read_text``; info: the rest."""
 
 Interpolation = Literal["previous", "nearest", "linear", "quaternion", "rotation_vector"]
 """How a stream is read between its samples. previous: the newest one captured by then, all that a controller could
@@ -33,6 +34,10 @@ class SchemaError(UserError):
     """Data does not have the form that was declared."""
 
 
+STALE_PERIODS = 1.5
+"""Age at which the newest sample of a stream with a rate of its own counts as a hole, in its nominal periods."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """One named signal. Shapes are those of a single sample, without time."""
@@ -51,7 +56,8 @@ class Stream:
     relative: tuple[int, ...] = ()
     """Action components that are changes per control period: zero stops them. The others are held by repeating them."""
     rate_hz: float = 0.0
-    """Nominal rate of a stream that is recorded whenever a sample comes. 0: one sample for each control step."""
+    """Nominal rate of a stream that is recorded whenever a sample comes. 0: one sample for each control step. A text
+    that comes whenever somebody speaks may state any rate: it holds until the next."""
     interpolation: Interpolation = "previous"
     """How samples of a stream with a rate of its own are brought to control steps and other instants."""
 
@@ -68,6 +74,8 @@ class Stream:
             raise SchemaError(f"stream dtype {self.dtype!r} is not numeric; valid: floats, integers, bool")
         if self.kind == "image" and len(self.shape) != 3:
             raise SchemaError(f"image stream needs shape (height, width, channels), got {self.shape!r}")
+        if self.kind == "text" and (len(self.shape) != 1 or dtype != np.uint8):
+            raise SchemaError(f"text stream needs shape (bytes,) and uint8, got {self.shape!r} and {self.dtype!r}")
         if not (np.isfinite(self.rate_hz) and self.rate_hz >= 0):
             raise SchemaError(
                 f"stream rate_hz must be positive, or 0 for one sample per control step; got {self.rate_hz!r}"
@@ -96,16 +104,23 @@ class Stream:
         return self.rate_hz > 0
 
     @property
+    def stale_ns(self) -> float:
+        """Age at which the newest sample of a stream with a rate of its own counts as a hole, ns."""
+        return np.inf if self.kind == "text" else STALE_PERIODS * 1e9 / self.rate_hz
+
+    @property
     def size(self) -> int:
         return int(np.prod(self.shape))
 
     def check(self, name: str, value: Any, *, batch: tuple[int, ...] = ()) -> np.ndarray:
-        """Return ``value`` as an array of shape ``batch + self.shape`` and this dtype.
+        """Return ``value`` as an array of shape ``batch + self.shape`` and this dtype; a text may be str.
 
         Raises:
-            SchemaError: wrong shape, a dtype that would lose information, NaN or infinity.
+            SchemaError: wrong shape, a dtype that would lose information, NaN or infinity, a text that is too long.
         """
         array = np.asarray(value)
+        if self.kind == "text" and array.dtype.kind == "U":
+            array = _text_array(name, array, self.shape[0])
         expected = batch + self.shape
         if array.shape != expected:
             raise SchemaError(f"stream {name!r} has shape {array.shape}, expected {expected}")
@@ -114,6 +129,20 @@ class Stream:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise SchemaError(f"stream {name!r} holds NaN or infinity; drop the sample or mark it invalid")
         return array.astype(self.dtype, copy=False)
+
+
+def _text_array(name: str, texts: np.ndarray, size: int) -> np.ndarray:
+    """Texts (...,) as UTF-8 (..., size) uint8."""
+    encoded = [text.encode() for text in texts.ravel().tolist()]
+    longest = max(map(len, encoded), default=0)
+    if longest > size:
+        raise SchemaError(f"stream {name!r} takes texts of {size} bytes, got one of {longest}")
+    return np.frombuffer(b"".join(e.ljust(size, b"\0") for e in encoded), np.uint8).reshape(*texts.shape, size)
+
+
+def read_text(value: np.ndarray) -> str:
+    """The text in a sample (bytes,) of a text stream."""
+    return value.tobytes().rstrip(b"\0").decode(errors="replace")
 
 
 @dataclass(frozen=True)

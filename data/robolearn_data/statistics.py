@@ -86,7 +86,7 @@ def joint_statistics(
     """
     schema = parts[0][0].schema
     if streams is None:
-        streams = [name for name, stream in schema.streams.items() if stream.kind != "image"]
+        streams = [name for name, stream in schema.streams.items() if stream.kind not in ("image", "text")]
     return {name: _of_stream(parts, name) for name in streams}
 
 
@@ -123,6 +123,8 @@ def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str)
     stream = parts[0][0].schema.stream(name)
     if stream.kind == "image":
         raise SchemaError(f"stream {name!r} holds images, whose scale is fixed (0 to 255); take another stream")
+    if stream.kind == "text":
+        raise SchemaError(f"stream {name!r} holds texts; take another stream")
     for dataset, _ in parts:
         if dataset.schema.stream(name).shape != stream.shape:
             raise SchemaError(f"stream {name!r} has not the same shape in all datasets: not in {dataset.location}")

@@ -16,7 +16,7 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.formats import OnLoss, Progress
 from robolearn_data.formats.tracks import Track, chosen, is_depth, is_picture, track
 from robolearn_data.formats.transfer import appearing, missing
-from robolearn_data.schema import Stream
+from robolearn_data.schema import Stream, read_text
 
 _TYPES = {"f": "number", "i": "integer", "u": "integer", "b": "boolean"}
 
@@ -90,9 +90,9 @@ class _Topic:
         self._writer, self._dataset = writer, dataset
         self._stream = stream = dataset.schema.stream(name)
         self._compressed, self._raw = CompressedImage, RawImage
-        self.kind = "depth" if is_depth(stream) else "picture" if is_picture(dataset, name) else "values"
+        self.kind = _kind(dataset, name)
         self._names = _names(stream)
-        if self.kind == "values":
+        if self.kind in ("values", "text"):
             text = json.dumps(_json_schema(stream, self._names))
             schema, encoding = writer.register_schema(f"robolearn.{name}", "jsonschema", text.encode()), "json"
         else:
@@ -124,6 +124,9 @@ class _Topic:
                 pixels = values.astype(np.dtype(self._stream.dtype).newbyteorder("<"))
                 about: dict[str, Any] = {"height": height, "width": width, "encoding": encoding, "step": width * size}
                 yield part, [self._raw(data=row.tobytes(), **about) for row in pixels]
+        elif self.kind == "text":
+            for part, values in track.values(self._dataset):
+                yield part, [json.dumps({"text": read_text(value)}).encode() for value in values]
         else:
             for part, values in track.values(self._dataset):
                 rows = values.reshape(len(values), -1).tolist()
@@ -131,6 +134,15 @@ class _Topic:
                     dict(zip(self._names, row, strict=True)) if self._names else {"values": row} for row in rows
                 )
                 yield part, [json.dumps(message).encode() for message in as_dicts]
+
+
+def _kind(dataset: Dataset, name: str) -> str:
+    stream = dataset.schema.stream(name)
+    if stream.kind == "text":
+        return "text"
+    if is_depth(stream):
+        return "depth"
+    return "picture" if is_picture(dataset, name) else "values"
 
 
 def _names(stream: Stream) -> tuple[str, ...]:
@@ -142,6 +154,8 @@ def _names(stream: Stream) -> tuple[str, ...]:
 
 
 def _json_schema(stream: Stream, names: tuple[str, ...]) -> dict[str, Any]:
+    if stream.kind == "text":
+        return {"type": "object", "properties": {"text": {"type": "string"}}}
     kind = _TYPES[np.dtype(stream.dtype).kind]
     units = stream.unit.split(",")
     units = units if len(units) == stream.size else [stream.unit] * stream.size

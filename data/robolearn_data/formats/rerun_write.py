@@ -12,6 +12,7 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.formats import OnLoss, Progress
 from robolearn_data.formats.tracks import Track, chosen, is_depth, is_picture, track
 from robolearn_data.formats.transfer import appearing, missing
+from robolearn_data.schema import read_text
 
 
 def export_rerun(
@@ -26,7 +27,7 @@ def export_rerun(
 
     Timelines are "captured" and "received" as ``tracks.Track`` says, and "elapsed", from the start of the episode, on
     which episodes lie one over the other. Vectors are Scalars under their names, pictures EncodedImage (stored JPEGs as
-    they are), depth DepthImage; "episode_<i>" has the episode's info as text.
+    they are), depth DepthImage, texts TextLog; "episode_<i>" has the episode's info as text.
 
     Args and errors are those of ``mcap_write.export_mcap``. Arrays of other images are left out, as ``on_loss`` tells.
     """
@@ -65,7 +66,7 @@ def _kind(dataset: Dataset, name: str) -> str:
     if is_depth(stream):
         return "depth"
     if stream.kind != "image":
-        return "values"
+        return "text" if stream.kind == "text" else "values"
     return "picture" if is_picture(dataset, name) else ""
 
 
@@ -96,6 +97,9 @@ def _log(recording: Any, dataset: Dataset, entity: str, kind: str, track: Track,
         for part, values in track.values(dataset):
             blobs = [row.tobytes() for row in np.ascontiguousarray(values)]
             send(part, rerun.DepthImage.columns(buffer=blobs, format=[form] * len(blobs)))
+    elif kind == "text":
+        for part, values in track.values(dataset):
+            send(part, rerun.TextLog.columns(text=[read_text(value) for value in values]))
     else:
         names = list(track.stream.names) if len(track.stream.names) == track.stream.size else []
         if names:
