@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,20 +64,28 @@ class StreamStatistics:
 
 
 def statistics(
-    dataset: Dataset, streams: Sequence[str] | None = None, *, episodes: Sequence[int] | None = None
+    dataset: Dataset,
+    streams: Sequence[str] | None = None,
+    *,
+    episodes: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, StreamStatistics]:
     """Statistics of ``streams`` over ``episodes`` (all by default), read piece by piece, without invalid rows.
 
-    Images are left out: their scale is fixed (0 to 255), not learnt from data.
+    Images are left out: their scale is fixed (0 to 255), not learnt from data; so are texts. ``progress`` is called
+    with (rows read, rows to read) over all streams.
 
     Raises:
-        SchemaError: an unknown stream, an image stream, or no valid row to count.
+        SchemaError: an unknown stream, one of images or texts, or no valid row to count.
     """
-    return joint_statistics([(dataset, episodes)], streams)
+    return joint_statistics([(dataset, episodes)], streams, progress=progress)
 
 
 def joint_statistics(
-    parts: Sequence[tuple[Dataset, Sequence[int] | None]], streams: Sequence[str] | None = None
+    parts: Sequence[tuple[Dataset, Sequence[int] | None]],
+    streams: Sequence[str] | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, StreamStatistics]:
     """Statistics over the chosen episodes (None: all) of several datasets together, every row counted once.
 
@@ -87,7 +95,16 @@ def joint_statistics(
     schema = parts[0][0].schema
     if streams is None:
         streams = [name for name, stream in schema.streams.items() if stream.kind not in ("image", "text")]
-    return {name: _of_stream(parts, name) for name in streams}
+    rows = sum(dataset.steps for dataset, _ in parts)
+    found = {}
+    for number, name in enumerate(streams):
+
+        def report(done: int, before: int = number * rows) -> None:
+            if progress:
+                progress(before + done, rows * len(streams))
+
+        found[name] = _of_stream(parts, name, report)
+    return found
 
 
 def degenerate_components(
@@ -119,7 +136,9 @@ def statistics_from_json(value: Mapping[str, Any]) -> dict[str, StreamStatistics
     return {name: StreamStatistics.from_json(v) for name, v in value.items()}
 
 
-def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str) -> StreamStatistics:
+def _of_stream(
+    parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str, report: Callable[[int], None]
+) -> StreamStatistics:
     stream = parts[0][0].schema.stream(name)
     if stream.kind == "image":
         raise SchemaError(f"stream {name!r} holds images, whose scale is fixed (0 to 255); take another stream")
@@ -134,7 +153,7 @@ def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str)
         raise SchemaError(f"stream {name!r} has no valid row to compute statistics from")
 
     every = -(-total // _QUANTILE_ROWS)
-    count = 0
+    count = done = 0
     low = np.full(stream.shape, np.inf)
     high = np.full(stream.shape, -np.inf)
     mean = np.zeros(stream.shape)
@@ -143,6 +162,8 @@ def _of_stream(parts: Sequence[tuple[Dataset, Sequence[int] | None]], name: str)
     for (dataset, _), use in zip(parts, chosen, strict=True):
         for row, block in dataset.blocks(name):
             values = block[use[row : row + len(block)]].astype(np.float64)
+            done += len(block)
+            report(done)
             if not len(values):
                 continue
             if not np.isfinite(values).all():

@@ -7,16 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
 from robolearn.cli import data_edit, data_look, data_replay, data_transfer
 from robolearn.cli.parse import DatasetPath
 from robolearn.cli.tables import size_text
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

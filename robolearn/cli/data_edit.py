@@ -210,7 +210,9 @@ def stats(options: Stats) -> int:
     from robolearn_data.selection import select_episodes
 
     dataset = Dataset.open(options.path)
-    values = statistics.statistics(dataset, episodes=select_episodes(dataset, options.episodes))
+    episodes = select_episodes(dataset, options.episodes)
+    with progress_bar("reading", "rows") as report:
+        values = statistics.statistics(dataset, episodes=episodes, progress=report)
     if options.json:
         print(json.dumps(statistics.statistics_to_json(values)))
         return 0
