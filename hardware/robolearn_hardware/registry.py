@@ -1,0 +1,65 @@
+"""The kinds of devices that a rig file can name. Other packages add theirs by entry points of the same groups.
+
+A kind is a frozen dataclass, whose fields are what a rig file says under the device's name. Its module imports the
+vendor's SDK only when a device is opened.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Protocol, Self
+
+from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
+from robolearn_hardware.twins.host import Twins
+
+
+class DeviceConfig(Protocol):
+    """Settings of one device. ``open`` returns it unconnected."""
+
+    def with_twin(self, name: str, twins: Twins) -> Self:
+        """Itself; or, where it names the address "twin", a copy that leads to a twin which this starts."""
+        ...
+
+
+class ArmConfig(DeviceConfig, Protocol):
+    def open(self, name: str) -> Arm: ...
+
+
+class CameraConfig(DeviceConfig, Protocol):
+    def open(self, name: str) -> Camera: ...
+
+
+class ForceSensorConfig(DeviceConfig, Protocol):
+    def open(self, name: str) -> ForceSensor: ...
+
+
+class TeleoperatorConfig(DeviceConfig, Protocol):
+    def open(self, name: str) -> Teleoperator: ...
+
+
+ARMS: dict[str, type[ArmConfig]] = {}
+CAMERAS: dict[str, type[CameraConfig]] = {}
+FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
+TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {}
+
+SECTIONS = {
+    "arms": ARMS,
+    "cameras": CAMERAS,
+    "force_sensors": FORCE_SENSORS,
+    "teleoperators": TELEOPERATORS,
+}
+
+
+def kind_of(section: str, kind: str) -> type[DeviceConfig]:
+    """The class behind ``kind`` in a section of a rig file.
+
+    Raises:
+        DeviceError: no such kind, here or in an installed package.
+    """
+    built_in = SECTIONS[section]
+    if kind in built_in:
+        return built_in[kind]
+    added = {entry.name: entry for entry in entry_points(group=f"robolearn.{section}")}
+    if kind not in added:
+        raise DeviceError(f"no kind {kind!r} of {section}; valid: {', '.join(sorted([*built_in, *added]))}")
+    return added[kind].load()
