@@ -4,7 +4,9 @@ arrays and ``meta/episode_ends`` (E,), cumulative. A folder, or a zip file of it
 from __future__ import annotations
 
 import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +204,11 @@ def _write(dataset: Dataset, name: str, data: zarr.Group, images: str) -> Iterat
         yield block.stop - block.start
 
 
+_DAMAGE = (ValueError, KeyError, TypeError, RuntimeError, MemoryError, EOFError)
+_DAMAGE += (zipfile.BadZipFile, zlib.error, struct.error)
+"""What zarr, zipfile and the codecs raise on bytes that are not what they should be."""
+
+
 @contextmanager
 def _opened(source: Path) -> Iterator[tuple[zarr.Group, str]]:
     """The ReplayBuffer's group, and its place within a zip file."""
@@ -216,7 +223,7 @@ def _opened(source: Path) -> Iterator[tuple[zarr.Group, str]]:
         store = LocalStore(source, read_only=True)
     try:
         group = zarr.open_group(store, path=prefix, mode="r", zarr_format=2, use_consolidated=False)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, *_DAMAGE) as error:
         raise ImportFormatError(
             f"{source} is not a zarr v2 folder or zip file; --format diffusion_policy takes a ReplayBuffer"
         ) from error
@@ -258,7 +265,7 @@ def _arrays(source: Path, group: zarr.Group, prefix: str) -> tuple[dict[str, zar
         if math.prod(ends_array.shape) > 2**26:
             raise ImportFormatError(f"{source}: meta/episode_ends has shape {ends_array.shape}; it is damaged")
         ends = np.asarray(ends_array[:])
-    except (ValueError, KeyError, TypeError, RuntimeError, OSError, zipfile.BadZipFile) as error:
+    except (OSError, *_DAMAGE) as error:
         if isinstance(error, UserError | PermissionError):
             raise
         raise ImportFormatError(f"{source} cannot be read: {one_line(error)}") from error
@@ -333,7 +340,7 @@ def _streams(source: Path, arrays: dict[str, zarr.Array]) -> dict[str, Stream]:
 def _read(source: Path, name: str, array: zarr.Array, start: int, end: int) -> np.ndarray:
     try:
         return np.asarray(array[start:end])
-    except (ValueError, RuntimeError, MemoryError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise ImportFormatError(
             f"{source}: data/{name} cannot be decoded near row {start}: {one_line(error)}"
         ) from error
