@@ -167,11 +167,11 @@ class LeRobotTeleoperator:
 def _made(group: Literal["robots", "teleoperators"], name: str, kind: str, settings: Mapping[str, Any]) -> Any:
     """LeRobot's object of the registered ``kind``, not connected."""
     try:
-        import lerobot.robots
-        import lerobot.teleoperators
-        from lerobot.robots import RobotConfig, make_robot_from_config
-        from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_config
-        from lerobot.utils.import_utils import register_third_party_plugins
+        import lerobot.robots  # pyright: ignore[reportMissingImports]
+        import lerobot.teleoperators  # pyright: ignore[reportMissingImports]
+        from lerobot.robots import RobotConfig, make_robot_from_config  # pyright: ignore[reportMissingImports]
+        from lerobot.teleoperators import TeleoperatorConfig, make_teleoperator_from_config  # pyright: ignore[reportMissingImports]
+        from lerobot.utils.import_utils import register_third_party_plugins  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DeviceError(f"{name}: needs LeRobot (Python 3.12 or later): pip install 'robolearn[lerobot]'") from None
     package = lerobot.robots if group == "robots" else lerobot.teleoperators
