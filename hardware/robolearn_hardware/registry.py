@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Protocol, Self
 
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
+from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
 from robolearn_hardware.twins.host import Twins
 
 
@@ -37,10 +38,14 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
     def open(self, name: str) -> Teleoperator: ...
 
 
-ARMS: dict[str, type[ArmConfig]] = {}
+ARMS: dict[str, type[ArmConfig]] = {
+    "lerobot": LeRobotArmConfig,
+}
 CAMERAS: dict[str, type[CameraConfig]] = {}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
-TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {}
+TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
+    "lerobot": LeRobotTeleoperatorConfig,
+}
 
 SECTIONS = {
     "arms": ARMS,
