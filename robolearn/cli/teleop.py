@@ -131,9 +131,8 @@ def _summary(took: list[int], late: int, seconds: float) -> None:
 
     if took:
         p50, p99 = np.percentile(took, [50, 99]) / 1e6
-        print(
-            f"\n{len(took)} ticks in {seconds:.1f} s, {late} late; reading and writing p50 {p50:.1f} ms, p99 {p99:.1f} ms"
-        )
+        times = f"reading and writing took {p50:.1f} ms, p99 {p99:.1f} ms"
+        print(f"\n{len(took)} ticks in {seconds:.1f} s, {late} of them late; {times}")
 
 
 def _pairs(rig: Rig, named: tuple[str, ...]) -> list[tuple[str, str]]:
