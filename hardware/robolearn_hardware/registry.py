@@ -11,6 +11,18 @@ from typing import Protocol, Self
 
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
 from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
+from robolearn_hardware.servo.kinds import (
+    GelloConfig,
+    KochConfig,
+    KochLeaderConfig,
+    So100Config,
+    So100LeaderConfig,
+    So101Config,
+    So101LeaderConfig,
+    ViperXConfig,
+    WidowXConfig,
+    WidowXLeaderConfig,
+)
 from robolearn_hardware.twins.host import Twins
 
 
@@ -39,12 +51,22 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
 
 
 ARMS: dict[str, type[ArmConfig]] = {
+    "koch": KochConfig,
     "lerobot": LeRobotArmConfig,
+    "so100": So100Config,
+    "so101": So101Config,
+    "viperx": ViperXConfig,
+    "widowx": WidowXConfig,
 }
 CAMERAS: dict[str, type[CameraConfig]] = {}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
 TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
+    "gello": GelloConfig,
+    "koch_leader": KochLeaderConfig,
     "lerobot": LeRobotTeleoperatorConfig,
+    "so100_leader": So100LeaderConfig,
+    "so101_leader": So101LeaderConfig,
+    "widowx_leader": WidowXLeaderConfig,
 }
 
 SECTIONS = {
