@@ -132,7 +132,8 @@ class CameraProcess:
         health = read_health(self.health_ring)
         if self._process.is_alive():
             return health
-        message = health.message or f"its process has ended (exit code {self._process.exitcode})"
+        reason = f": {health.message}" if health.message else ""
+        message = f"its process has ended (exit code {self._process.exitcode}){reason}"
         return dataclasses.replace(health, condition=CameraCondition.GONE, message=message)
 
     def close(self) -> None:
