@@ -47,7 +47,7 @@ class CameraHealth:
     age_s: float
     """Since the last frame was received; infinite before the first."""
     unchanged_s: float
-    """How long the picture has been exactly the same: sensors have noise, so a real camera that shows that is frozen."""
+    """How long the picture has been exactly the same. Sensors have noise: a real camera that shows that is frozen."""
     frames: int
     lost: int
     """Frames that the device counted and that never came, or were broken."""

@@ -24,7 +24,6 @@ from robolearn_hardware.cameras.health import (
     create_health_ring,
     read_health,
 )
-from robolearn_hardware.clock import SECOND_NS
 from robolearn_hardware.devices import Camera, CameraInfo, DeviceError, DeviceGoneError, DeviceTimeoutError, Frame
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
@@ -70,7 +69,7 @@ class CameraProcess:
     def __init__(self, name: str, config: CameraConfig, *, latency_ms: float = 0.0, slots: int | None = None) -> None:
         """
         Args:
-            latency_ms: from the event to the capture time that the driver states (``Placement.latency_ms``); subtracted.
+            latency_ms: from the event to the capture time as the driver states it (``Placement.latency_ms``).
             slots: frames that the rings keep; by default those of 0.6 s, and at least 16.
         """
         self.name = name

@@ -2,9 +2,9 @@
 
 Times. A D400 stamps frames with its own clock (domain hardware_clock), or librealsense has already mapped them to the
 wall clock (global_time, its default) by asking the device for its time again and again. The first is mapped to
-CLOCK_MONOTONIC by ``DeviceClock``; the second by the offset between wall and monotonic clock when the camera was opened:
-should somebody set the wall clock meanwhile, it is treated like a device's clock from then on. Where the metadata tell
-it, the time of capture is the middle of the exposure.
+CLOCK_MONOTONIC by ``DeviceClock``; the second by the offset between wall and monotonic clock when the camera was
+opened: should somebody set the wall clock meanwhile, it is treated like a device's clock from then on. Where the
+metadata tell it, the time of capture is the middle of the exposure.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from robolearn_hardware.cameras.device_clock import DeviceClock
+from robolearn_hardware.cameras.sdk import import_realsense
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import (
     Camera,
@@ -101,7 +102,7 @@ class RealSense:
         self._stream: _Stream | None = None
 
     def connect(self) -> None:
-        rs = import_sdk()
+        rs = import_realsense()
         self.close()
         deadline_ns = now_ns() + round(CONNECT_S * SECOND_NS)
         serial = self._serial
@@ -195,7 +196,7 @@ class RealSenseFile:
         self._ended = False
 
     def connect(self) -> None:
-        rs = import_sdk()
+        rs = import_realsense()
         self.close()
         path = self._config.path
         if self._ended:
@@ -309,23 +310,12 @@ def list_realsense(context: Any = None) -> list[tuple[str, str]]:
     Raises:
         DeviceError: the SDK is missing, or may not open a device.
     """
-    rs = import_sdk()
+    rs = import_realsense()
     with _errors("realsense"):
         return [
             (device.get_info(rs.camera_info.serial_number), device.get_info(rs.camera_info.name))
             for device in (context or rs.context()).query_devices()
         ]
-
-
-def import_sdk() -> Any:
-    """pyrealsense2. Raises DeviceError without it."""
-    try:
-        import pyrealsense2 as rs
-    except ImportError as error:
-        raise DeviceError(
-            f"a RealSense needs pyrealsense2 ({error}); install it by: pip install 'robolearn[realsense]'"
-        ) from None
-    return rs
 
 
 @contextlib.contextmanager
@@ -348,7 +338,8 @@ def _colour_sensor(rs: Any, device: Any) -> Any:
 def _set_picture(rs: Any, name: str, sensor: Any, config: RealSenseConfig) -> None:
     # In units of 100 us on a colour sensor (as UVC has it), of 1 us on a stereo module.
     stereo = any(profile.stream_type() == rs.stream.depth for profile in sensor.get_stream_profiles())
-    exposure, unit = config.exposure_ms, 0.001 if stereo else 0.1
+    unit = 0.001 if stereo else 0.1
+    exposure, gain, white_k = config.exposure_ms, config.gain, config.white_balance_k
 
     def put(setting: str, option: str, value: float, unit: float = 1.0) -> None:
         number = getattr(rs.option, option)
@@ -362,17 +353,19 @@ def _set_picture(rs: Any, name: str, sensor: Any, config: RealSenseConfig) -> No
             )
         sensor.set_option(number, limits.min + round((value / unit - limits.min) / limits.step) * limits.step)
 
-    exposures = {"exposure_ms": (exposure, "exposure", unit), "gain": (config.gain, "gain", 1.0)}
-    fixed = {key: setting for key, setting in exposures.items() if isinstance(setting[0], int | float)}
-    if fixed or "auto" in (exposure, config.gain):
+    fixed = [
+        (setting, option, float(value), scale)
+        for setting, option, value, scale in (("exposure_ms", "exposure", exposure, unit), ("gain", "gain", gain, 1.0))
+        if isinstance(value, int | float)
+    ]
+    if fixed or "auto" in (exposure, gain):
         put("exposure_ms", "enable_auto_exposure", float(not fixed))
-    for key, (value, option, scale) in fixed.items():
-        put(key, option, float(value), scale)
-    if config.white_balance_k is not None:
-        automatic = config.white_balance_k == "auto"
-        put("white_balance_k", "enable_auto_white_balance", float(automatic))
-        if not automatic:
-            put("white_balance_k", "white_balance", float(config.white_balance_k))
+    for values in fixed:
+        put(*values)
+    if white_k is not None:
+        put("white_balance_k", "enable_auto_white_balance", float(white_k == "auto"))
+    if isinstance(white_k, int | float):
+        put("white_balance_k", "white_balance", white_k)
 
 
 def _depth_unit(rs: Any, device: Any) -> float:

@@ -108,8 +108,7 @@ def read_time(colour: np.ndarray) -> int:
     Raises:
         ValueError: it cannot be read, or the top says another instant than the bottom: the picture is of two.
     """
-    h, w = colour.shape[:2]
-    height = _code_height(h)
+    height = _code_height(len(colour))
     above, below = (_decode(part) for part in (colour[:height], colour[-height:]))
     if above != below:
         raise ValueError(f"the top was drawn at {above}, the bottom at {below}")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from robolearn_hardware.cameras.sdk import import_realsense
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import DeviceError
 from robolearn_hardware.ring import Ring, RingHandle
@@ -162,8 +163,7 @@ class VirtualContext:
 
     def __init__(self, *addresses: str) -> None:
         """``addresses`` of RealSenseTwins. Raises DeviceError when one does not answer within 2 s."""
-        import pyrealsense2 as rs
-
+        rs = import_realsense()
         self.context = rs.context('{"dds":{"enabled":false}}')
         self._strong: list[Any] = []
         """The context itself keeps only weak references to software devices."""
@@ -254,9 +254,7 @@ class _SoftwareCamera:
     """A D435 as far as a pipeline can tell: a depth and a colour stream, intrinsics, extrinsics and options."""
 
     def __init__(self, spec: VirtualDevice) -> None:
-        import pyrealsense2 as rs
-
-        self._rs = rs
+        self._rs = rs = import_realsense()
         self.device = rs.software_device()
         for key, value in (
             (rs.camera_info.name, "Virtual D435"),
@@ -308,6 +306,4 @@ class _SoftwareCamera:
 
 
 def _serial(device: Any) -> str:
-    import pyrealsense2 as rs
-
-    return device.get_info(rs.camera_info.serial_number)
+    return device.get_info(import_realsense().camera_info.serial_number)
