@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from robolearn_hardware.clock import SECOND_NS
+import time
+
+from robolearn_hardware.clock import SECOND_NS, now_ns
 
 _WINDOW_NS = 10 * SECOND_NS
 _NEVER = 2**62
@@ -37,3 +39,13 @@ class DeviceClock:
         self._device_ns = device_ns
         self._mapped_ns = max(device_ns + min(self._least), self._mapped_ns + 1)
         return self._mapped_ns
+
+
+def wall_offset_ns() -> int:
+    """What to add to an instant of CLOCK_MONOTONIC to get the wall clock's, ns since 1970, now. The best of five tries:
+    a process may lose the processor between reading one clock and the other."""
+    best = (_NEVER, 0)
+    for _ in range(5):
+        before, wall, after = now_ns(), time.clock_gettime_ns(time.CLOCK_REALTIME), now_ns()
+        best = min(best, (after - before, wall - (before + after) // 2))
+    return best[1]

@@ -68,12 +68,12 @@ class ThreadedCamera:
 
     def connect(self) -> None:
         self.close()
-        deadline_ns = now_ns() + round(CONNECT_S * SECOND_NS)
+        deadline = _Deadline(CONNECT_S)
         self._session = _Session(self.info.name, self._make())
         try:
-            self.info = self._session.wait_open(deadline_ns)
+            self.info = self._session.wait_open(deadline)
             for _ in range(self._warmup_frames + 1):
-                self._session.read(deadline_ns)
+                self._session.read(deadline)
         except DeviceError:
             self.close()
             raise
@@ -81,12 +81,21 @@ class ThreadedCamera:
     def read(self) -> Frame:
         if self._session is None:
             raise DeviceError(f"camera {self.info.name!r} is not connected; call connect first")
-        return self._session.read(now_ns() + round(READ_S * SECOND_NS))
+        return self._session.read(_Deadline(READ_S))
 
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
         self._session = None
+
+
+class _Deadline:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._at_ns = now_ns() + round(seconds * SECOND_NS)
+
+    def left_s(self) -> float:
+        return max(0, self._at_ns - now_ns()) / SECOND_NS
 
 
 class _Session:
@@ -103,15 +112,15 @@ class _Session:
         self._thread = threading.Thread(target=self._run, name=f"source of {name}", daemon=True)
         self._thread.start()
 
-    def wait_open(self, deadline_ns: int) -> CameraInfo:
-        self._wait(lambda: self._info is not None, deadline_ns, "is not open")
+    def wait_open(self, deadline: _Deadline) -> CameraInfo:
+        self._wait(lambda: self._info is not None, deadline, "is not open")
         assert self._info is not None
         return self._info
 
-    def read(self, deadline_ns: int) -> Frame:
+    def read(self, deadline: _Deadline) -> Frame:
         """The newest picture that was not read before."""
         while True:
-            self._wait(lambda: self._newest is not None, deadline_ns, "sends no picture")
+            self._wait(lambda: self._newest is not None, deadline, "sends no picture that is whole")
             with self._changed:
                 assert self._newest is not None
                 (number, picture), self._newest = self._newest, None
@@ -125,17 +134,16 @@ class _Session:
         self._source.interrupt()
         self._thread.join(1.0)
 
-    def _wait(self, what: Callable[[], bool], deadline_ns: int, failure: str) -> None:
-        start_ns = now_ns()
+    def _wait(self, what: Callable[[], bool], deadline: _Deadline, failure: str) -> None:
         with self._changed:
-            done = self._changed.wait_for(lambda: what() or self._error, max(0, deadline_ns - start_ns) / SECOND_NS)
+            self._changed.wait_for(lambda: what() or self._error, deadline.left_s())
             if what():
                 return
             if self._error is not None:
                 raise self._error
-        assert not done
-        seconds = (deadline_ns - start_ns) / SECOND_NS
-        raise DeviceTimeoutError(f"camera {self._name!r} {failure} within {seconds:.1f} s; is it overloaded or stuck?")
+        raise DeviceTimeoutError(
+            f"camera {self._name!r} {failure} within {deadline.seconds:g} s; is it overloaded or stuck?"
+        )
 
     def _run(self) -> None:
         number = 0

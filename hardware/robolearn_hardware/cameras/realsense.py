@@ -10,7 +10,6 @@ metadata tell it, the time of capture is the middle of the exposure.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from robolearn_hardware.cameras.device_clock import DeviceClock
+from robolearn_hardware.cameras.device_clock import DeviceClock, wall_offset_ns
 from robolearn_hardware.cameras.sdk import import_realsense
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import (
@@ -97,7 +96,7 @@ class RealSense:
         self._serial = str(config.serial)
         self.info = CameraInfo(name, config.width, config.height, config.rate_hz, config.depth, self._serial)
         self._config = config
-        self._context = context
+        self._context: Any = context
         self._virtual: VirtualContext | None = None
         self._stream: _Stream | None = None
 
@@ -241,7 +240,7 @@ class _Stream:
         self._align = rs.align(rs.stream.color) if has_depth else None
         self._clock = DeviceClock()
         self._number = -1
-        self._wall_offset_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - now_ns()
+        self._wall_offset_ns = wall_offset_ns()
         lens = colour.get_intrinsics()
         self.info = CameraInfo(
             name,

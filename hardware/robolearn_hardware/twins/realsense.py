@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from robolearn_hardware.cameras.device_clock import wall_offset_ns
 from robolearn_hardware.cameras.sdk import import_realsense
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import DeviceError
@@ -76,7 +77,7 @@ class RealSenseTwin:
         self._device = VirtualDevice(
             serial, spec.width, spec.height, round(rate_hz), spec.focal_px, spec.depth_offset_m, options
         )
-        self._start_ns = now_ns()
+        self._start_ns, self._wall_offset_ns = now_ns(), wall_offset_ns()
         self._clock, self._drift = clock, 1 + drift_ppm * 1e-6
         h, w = spec.height, spec.width
         self._ring = Ring.create(
@@ -133,7 +134,7 @@ class RealSenseTwin:
     def _emit(self, frame: TwinFrame) -> None:
         stamp_ns = frame.capture_ns + _HALF_EXPOSURE_NS
         if self._clock == "global":
-            stamp_ns += time.clock_gettime_ns(time.CLOCK_REALTIME) - now_ns()  # what librealsense gives, too
+            stamp_ns += self._wall_offset_ns
         else:
             stamp_ns = round((stamp_ns - self._start_ns) * self._drift)
         index = self._ring.publish(
