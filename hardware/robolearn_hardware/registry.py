@@ -9,6 +9,11 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Protocol, Self
 
+from robolearn_hardware.cameras.files import VideoConfig
+from robolearn_hardware.cameras.mjpeg import MjpegConfig
+from robolearn_hardware.cameras.realsense import RealSenseConfig, RealSenseFileConfig
+from robolearn_hardware.cameras.rtsp import RtspConfig
+from robolearn_hardware.cameras.uvc import UvcConfig
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
 from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
 from robolearn_hardware.servo.kinds import (
@@ -58,7 +63,14 @@ ARMS: dict[str, type[ArmConfig]] = {
     "viperx": ViperXConfig,
     "widowx": WidowXConfig,
 }
-CAMERAS: dict[str, type[CameraConfig]] = {}
+CAMERAS: dict[str, type[CameraConfig]] = {
+    "mjpeg": MjpegConfig,
+    "realsense": RealSenseConfig,
+    "realsense_file": RealSenseFileConfig,
+    "rtsp": RtspConfig,
+    "uvc": UvcConfig,
+    "video": VideoConfig,
+}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
 TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
     "gello": GelloConfig,
