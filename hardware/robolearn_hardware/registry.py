@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Protocol, Self
 
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
+from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
 from robolearn_hardware.twins.host import Twins
 
 
@@ -37,7 +38,13 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
     def open(self, name: str) -> Teleoperator: ...
 
 
-ARMS: dict[str, type[ArmConfig]] = {}
+ARMS: dict[str, type[ArmConfig]] = {
+    "ur3e": Ur3eConfig,
+    "ur5e": Ur5eConfig,
+    "ur10e": Ur10eConfig,
+    "ur16e": Ur16eConfig,
+    "ur20": Ur20Config,
+}
 CAMERAS: dict[str, type[CameraConfig]] = {}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
 TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {}
