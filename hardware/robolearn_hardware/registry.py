@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Protocol, Self
 
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
+from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
 from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
 from robolearn_hardware.twins.host import Twins
 
@@ -39,6 +40,7 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
 
 
 ARMS: dict[str, type[ArmConfig]] = {
+    "lerobot": LeRobotArmConfig,
     "ur3e": Ur3eConfig,
     "ur5e": Ur5eConfig,
     "ur10e": Ur10eConfig,
@@ -47,7 +49,9 @@ ARMS: dict[str, type[ArmConfig]] = {
 }
 CAMERAS: dict[str, type[CameraConfig]] = {}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
-TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {}
+TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
+    "lerobot": LeRobotTeleoperatorConfig,
+}
 
 SECTIONS = {
     "arms": ARMS,

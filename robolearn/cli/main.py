@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "run a checkpoint in simulation and count successes",
     "deploy": "run a checkpoint against a world in real time",
     "data": "look at, check, import and export datasets",
+    "find": "which port and which camera is which",
     "doctor": "look at this machine and at every device of a rig",
     "demo": "collect, train, evaluate and deploy in one go",
 }
