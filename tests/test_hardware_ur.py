@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from network_arms import eventually, poll, reaches
 
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import Arm, Condition, DeviceError, DeviceGoneError, LimitError, NotReadyError
@@ -43,17 +44,6 @@ def twin_and_arm(**settings: Any) -> Iterator[tuple[Twin, Arm]]:
             yield twin, arm
         finally:
             arm.close()
-
-
-def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, f"not true within {within_s} s"
-        time.sleep(0.02)
-
-
-def reaches(twin: Twin, target: np.ndarray) -> None:
-    eventually(lambda: np.abs(twin.observe()["positions"] - target).max() < 1e-3)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -398,11 +388,3 @@ def test_setpoints_arrive_at_the_effect_time_and_no_faster_than_the_joints() -> 
     np.testing.assert_allclose(seen[100], [0.5, 0.5])
     setpoints.aim(np.zeros(2), np.array([1.5, 1.5]), np.nan, 0, SECOND_NS)
     np.testing.assert_allclose(np.array(setpoints.step(SECOND_NS, 0.01)), [0.51, 1.5])  # the first joint may do 1 rad/s
-
-
-def poll(arm: Arm, limit_s: float, see: Callable[[Any], object] = lambda state: None) -> None:
-    """Read the arm for ``limit_s``, or until it raises; each call must return within the contract's 0.1 s."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        see(arm.state())
-        time.sleep(0.01)

@@ -31,9 +31,16 @@ class Listeners:
         """Listening keeps an address: whoever has its ports has it."""
         for _ in range(_ATTEMPTS):
             address = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.{random.randrange(2, 255)}"
-            with contextlib.suppress(OSError):
+            try:
                 self._bind(address)
-                return address
+            except PermissionError:
+                raise DeviceError(
+                    f"a twin may not open port {min(self._ports)}; allow it: "
+                    f"sudo sysctl net.ipv4.ip_unprivileged_port_start={min(self._ports)}"
+                ) from None
+            except OSError:
+                continue
+            return address
         raise DeviceError(f"no free loopback address for ports {', '.join(map(str, self._ports))}")
 
     def _bind(self, address: str) -> None:
