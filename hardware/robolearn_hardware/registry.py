@@ -16,6 +16,8 @@ from robolearn_hardware.cameras.rtsp import RtspConfig
 from robolearn_hardware.cameras.uvc import UvcConfig
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
 from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
+from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
+from robolearn_hardware.network.xarm import Lite6Config, Xarm5Config, Xarm6Config, Xarm7Config
 from robolearn_hardware.servo.kinds import (
     GelloConfig,
     KochConfig,
@@ -62,6 +64,15 @@ ARMS: dict[str, type[ArmConfig]] = {
     "so101": So101Config,
     "viperx": ViperXConfig,
     "widowx": WidowXConfig,
+    "ur3e": Ur3eConfig,
+    "ur5e": Ur5eConfig,
+    "ur10e": Ur10eConfig,
+    "ur16e": Ur16eConfig,
+    "ur20": Ur20Config,
+    "xarm5": Xarm5Config,
+    "xarm6": Xarm6Config,
+    "xarm7": Xarm7Config,
+    "lite6": Lite6Config,
 }
 CAMERAS: dict[str, type[CameraConfig]] = {
     "mjpeg": MjpegConfig,
