@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "look at, check, import and export datasets",
     "find": "which port and which camera is which",
     "doctor": "look at this machine and at every device of a rig",
+    "calibrate": "joints of servo arms, cameras, latencies",
     "teleop": "follower arms do what leader arms do",
     "demo": "collect, train, evaluate and deploy in one go",
 }

@@ -33,7 +33,7 @@ class Teleop:
     pairs: tuple[str, ...] = ()
     """LEADER:FOLLOWER for each pair, by their names in the rig. Not needed where there is one of each."""
     rate_hz: float | None = None
-    """Ticks a second; by default what the slowest follower can do, at most 100."""
+    """Ticks a second; by default what the slowest follower can do, at most 100 for all pairs together."""
     join_speed: float = 0.25
     """Share of its velocity limit at which a follower joins its leader."""
     seconds: float | None = None
@@ -62,7 +62,7 @@ def run(options: Teleop) -> int:
             follower.connect()
             followers.append(follower)
             opened.append((leader, follower))
-        rate_hz = options.rate_hz or min([100.0, *(follower.info.rate_hz for follower in followers)])
+        rate_hz = options.rate_hz or min([100.0 / len(pairs), *(follower.info.rate_hz for follower in followers)])
         for leader, follower in opened:
             mirrors[follower.info.name] = Mirror(leader, follower, rate_hz, join_speed=options.join_speed)
         print(f"{', '.join(f'{a} moves {b}' for a, b in pairs)} at {rate_hz:g} Hz; Ctrl-C ends it", flush=True)
