@@ -14,6 +14,9 @@ from robolearn_hardware.servo.wire import Answer, LostAnswerError, Wire
 T = TypeVar("T")
 
 _TRIES = 3
+_MOST_LOSSES = 24
+_FORGET_LOSSES = 50
+"""After so many readings without a loss, no answer can be on its way any more."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ServoBus:
         self._reply_s = reply_s
         self._port: SerialLine | None = None
         self._unsettled = False
+        self._losses = self._good = 0
         first, last = (self._span(*self.table.state)[i] for i in (0, 1))
         self._state = (first, last - first)
 
@@ -220,6 +224,9 @@ class ServoBus:
 
     def _read_state(self, port: SerialLine, motors: Sequence[int]) -> dict[int, Reading]:
         address, size = self._state
+        # A late answer must not pass for a new one. Packets carry no number, so their length tells: after each loss one
+        # more register byte is read, in front of those that are wanted.
+        address, size = address - self._losses, size + self._losses
         self._wire.ask_all(port, motors, address, size)
         found: dict[int, Reading] = {}
         while len(found) < len(motors):
@@ -235,13 +242,18 @@ class ServoBus:
                 break
             if answer.id in motors and len(answer.data) == size:
                 found[answer.id] = self._reading(answer)
+        self._good = self._good + 1 if len(found) == len(motors) else 0
+        if not self._good:
+            self._losses = min(self._losses + 1, _MOST_LOSSES)
+        elif self._good > _FORGET_LOSSES:
+            self._losses = 0
         return found
 
     def _reading(self, answer: Answer) -> Reading:
         values = {}
         for name in self.table.state:
             register = self.table[name]
-            start = register.address - self._state[0]
+            start = register.address - self._state[0] + self._losses
             values[name] = register.decode(answer.data[start : start + register.size])
         return Reading(values, answer.error & self._wire.faulty)
 

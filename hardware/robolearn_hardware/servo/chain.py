@@ -152,7 +152,9 @@ class ServoChain:
                         "cable, then connect again"
                     )
                 self.faults.setdefault(motor, "does not answer; check its cable")
-        if found and end >= self._health_ns:
+        if len(found) < len(self.ids):
+            self._health_ns = end + SECOND_NS  # a late answer must not pass for that
+        elif end >= self._health_ns:
             self._look_after(end)
         return self._state(whole=len(found) == len(self.ids))
 

@@ -61,7 +61,8 @@ class ServoBusTwin:
         numbers: Mapping[int, int] | None = None,
         duplicates: Mapping[int, int] | None = None,
         missing: Sequence[int] = (),
-        hand: bool = False,
+        hand_hz: float = 0.0,
+        reach: float = 0.5,
         seed: int = 0,
     ) -> None:
         """A bus of the motors of ``calibration``, which hold what it says in their EEPROM.
@@ -75,13 +76,14 @@ class ServoBusTwin:
             numbers: ID -> another model number than its own.
             duplicates: ID -> the ID that it wrongly has.
             missing: IDs of motors that are not there.
-            hand: a person slowly moves the arm while its motors are off.
+            hand_hz: how often a person moves the arm to and fro while its motors are off; 0: nobody does.
+            reach: share of each joint's range which that covers.
         """
         model = MODELS[calibration.arm]
         self._packets: Packets = FeetechPackets() if model.table is FEETECH_STS else DynamixelPackets()
         self._baud, self._usb_ns, self._wire_time = baud, round(usb_latency_s * SECOND_NS), wire_time
         self._byte_ns = 10 * SECOND_NS / baud
-        self._faults, self._random, self._hand = Faults(), random.Random(seed), hand
+        self._faults, self._random, self._hand = Faults(), random.Random(seed), hand_hz
         names = [*(joint.name for joint in model.joints), *([model.gripper] if model.gripper else [])]
         low, high = [], []
         for name in names:
@@ -95,7 +97,7 @@ class ServoBusTwin:
         motor = Motor(speed=min(kind.speed for kind in kinds), backlash=2 * RAD_PER_TICK)
         has_gripper = bool(model.gripper)
         spec = PlantSpec(model.name, middle, np.array(low), np.array(high), has_gripper, motor)
-        self._middle, self._reach = middle, np.minimum(middle - np.array(low), np.array(high) - middle) * 0.5
+        self._middle, self._reach = middle, np.minimum(middle - np.array(low), np.array(high) - middle) * reach
         self._plant = make_plant(plant, spec)
         self._motors: list[TwinMotor] = []
         self._entry: list[int] = []
@@ -299,7 +301,7 @@ class ServoBusTwin:
                 target[entry], limp[entry] = motor.goal(), False
         if self._hand and limp.all():
             limp[:] = False
-            target = self._middle + self._reach * math.sin(2 * math.pi * 0.1 * at_ns / SECOND_NS)
+            target = self._middle + self._reach * math.sin(2 * math.pi * self._hand * at_ns / SECOND_NS)
         self._plant.limp(limp)
         self._plant.target(target)
         self._plant.advance(at_ns)
