@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from robolearn_hardware.devices import ArmState, Condition
+from robolearn_hardware.devices import Arm, ArmState, Condition, Teleoperator
 from robolearn_hardware.servo.arm import ServoArm
 from robolearn_hardware.servo.bus import ServoBus
 from robolearn_hardware.servo.calibration import Calibration, default_calibration
@@ -18,6 +18,8 @@ from robolearn_hardware.servo.models import MODELS
 from robolearn_hardware.servo.registers import FEETECH_STS
 from robolearn_hardware.twins.faults import Faults
 from robolearn_hardware.twins.servo_bus import ServoBusTwin
+
+Device = TypeVar("Device", Arm, Teleoperator)
 
 KINDS = ("so101", "koch")
 """One arm for each vendor."""
@@ -53,7 +55,17 @@ def bench(kind: str, calibration: Calibration | None = None, **options: Any) -> 
         it.twin.close()
 
 
-def read_until(arm: ServoArm, holds: Callable[[ArmState], bool], seconds: float = 10.0) -> ArmState:
+@contextmanager
+def connected(device: Device) -> Iterator[Device]:
+    """Anything that a rig's configuration has opened."""
+    device.connect()
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def read_until(arm: Arm, holds: Callable[[ArmState], bool], seconds: float = 10.0) -> ArmState:
     """Read until ``holds``, or for so long; the last reading."""
     end = time.monotonic() + seconds
     state = arm.state()

@@ -56,8 +56,7 @@ def test_a_saved_calibration_is_read_back_the_same(tmp_path: Path, data: st.Data
     model = MODELS["so101"]
     ids = data.draw(st.lists(st.integers(0, 252), min_size=6, max_size=6, unique=True))
     each = {
-        joint.name: dataclasses.replace(data.draw(motors()), id=id)
-        for joint, id in zip(model.motors, ids, strict=True)
+        joint.name: dataclasses.replace(data.draw(motors()), id=id) for joint, id in zip(model.motors, ids, strict=True)
     }
     calibration = Calibration("so101", each)
     save_calibration(tmp_path / "c.yaml", calibration)
@@ -88,9 +87,7 @@ def test_the_factorys_gripper_range_is_kept_in_the_file(tmp_path: Path) -> None:
         ("version: 1", "version: 1: 2", "is not YAML"),
     ],
 )
-def test_a_broken_calibration_file_is_one_line_that_says_where(
-    tmp_path: Path, old: str, new: str, says: str
-) -> None:
+def test_a_broken_calibration_file_is_one_line_that_says_where(tmp_path: Path, old: str, new: str, says: str) -> None:
     path = tmp_path / "c.yaml"
     save_calibration(path, default_calibration(MODELS["so101"]))
     text = path.read_text()

@@ -82,7 +82,7 @@ def test_a_port_in_use_is_refused_and_free_again_once_closed(kind: str) -> None:
 def test_a_wrong_baud_rate_is_found_out_and_the_right_one_named(kind: str, baud: int) -> None:
     with bench(kind, baud=baud) as it, pytest.raises(DeviceError) as error:
         it.arm().connect()
-    assert f"no motor answers at 1000000 baud" in one_line(error)
+    assert "no motor answers at 1000000 baud" in one_line(error)
     assert f"set baud: {baud}" in one_line(error)
 
 
@@ -130,8 +130,7 @@ def test_a_joint_past_its_limit_at_connect_is_named_and_gets_no_torque(kind: str
     own = default_calibration(MODELS[kind])
     narrow = dataclasses.replace(own.motors["elbow_flex"], range_low=2048 - 800, range_high=2048 + 800)
     calibration = dataclasses.replace(own, motors={**own.motors, "elbow_flex": narrow})
-    beyond = dict(start=(0, 0, 1.4, 0, 0, 0.5), stops={"elbow_flex": (-2, 2)})
-    with bench(kind, calibration, **beyond) as it:
+    with bench(kind, calibration, start=(0, 0, 1.4, 0, 0, 0.5), stops={"elbow_flex": (-2, 2)}) as it:
         with pytest.raises(DeviceError, match=r"elbow_flex stands at 1.40 rad, its limits are -1.23 to 1.23"):
             it.arm().connect()
         assert not any(it.twin.observe()["torque"].values())
@@ -181,7 +180,7 @@ def test_occasional_noise_never_gives_a_wrong_position_and_never_stops_the_arm(k
 def test_a_bus_that_is_silent_for_half_a_second_is_gone_and_comes_back_by_connect(kind: str) -> None:
     with bench(kind) as it, it.arm() as arm:
         it.fault(lose=1.0)
-        with pytest.raises(DeviceGoneError, match="has answered for 0.5 s"):
+        with pytest.raises(DeviceGoneError, match=r"has answered for 0\.5 s"):
             read_until(arm, lambda s: False)
         it.fault()
         arm.connect()
@@ -209,7 +208,7 @@ def test_a_silent_motor_leaves_the_others_readable_becomes_a_fault_and_recovers(
         stands = read_until(arm, ready).positions
         it.fault(silent=(2,))
         assert arm.state().condition is Condition.DEGRADED
-        arm.command(stands + [0.3, 0, 0, 0, 0])
+        arm.command(stands + np.array([0.3, 0, 0, 0, 0]))
         state = read_until(arm, lambda s: s.condition is Condition.FAULT)
         assert state.condition is Condition.FAULT
         assert state.positions[0] > stands[0] + 0.1

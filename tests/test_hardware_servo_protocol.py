@@ -135,11 +135,13 @@ def hostile_answer(wire: type[FeetechWire] | type[DynamixelWire], seed: int) -> 
     packets = FeetechPackets() if wire is FeetechWire else DynamixelPackets()
     header = b"\xff\xff" if wire is FeetechWire else b"\xff\xff\xfd\x00"
 
-    def answer(_: bytes) -> bytes:
-        parts = []
+    def answer(request: bytes) -> bytes:
+        parts = [request[:0]]
         for _ in range(chance.randrange(4)):
             noise = chance.randbytes(chance.randrange(12))
-            whole = packets.status(chance.choice([1, 2, 9]), chance.randrange(256), chance.randbytes(chance.randrange(20)))
+            whole = packets.status(
+                chance.choice([1, 2, 9]), chance.randrange(256), chance.randbytes(chance.randrange(20))
+            )
             parts.append(chance.choice([noise, header + noise, header + b"\x01\x00\x00", whole, whole[:-2], whole[3:]]))
         return b"".join(parts)
 
@@ -220,7 +222,7 @@ def test_a_dynamixel_refuses_settings_while_it_has_torque_and_the_message_says_s
         bus = it.bus()
         bus.open()
         bus.write(1, "torque_enable", 1)
-        with pytest.raises(DeviceError, match="motor 1 refuses homing_offset = 5 .* is its torque off"):
+        with pytest.raises(DeviceError, match=r"motor 1 refuses homing_offset = 5 .* is its torque off"):
             bus.write(1, "homing_offset", 5)
         bus.close()
 

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from results import write_results
 from rich.console import Console
 from rich.table import Table
 
@@ -141,11 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0)
     seconds = parser.parse_args().seconds
-    loops, tracking = rows(seconds), tracking_rows(seconds + 3)
-    show("read + write", loops)
-    show("following a sine of 0.5 Hz, 0.4 rad", tracking)
-    write_results("hardware_loops_servo", loops)
-    write_results("hardware_tracking_servo", tracking)
+    show("read + write", rows(seconds))
+    show("following a sine of 0.5 Hz, 0.4 rad", tracking_rows(seconds + 3))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,7 @@ class ServoChain:
         self._ticks, self._velocity, self._current = np.zeros(n), np.zeros(n), np.zeros(n)
         self._temperature = np.array([float(self.bus.read(motor, "present_temperature")) for motor in self.ids])
         self._captured, self._received = [now_ns()] * n, now_ns()
-        self._heard_ns = [now_ns()] * n
+        self._silent_ns: list[int | None] = [None] * n
         self._asked_ns = dict.fromkeys(self.ids, 0)
         self._health, self._health_ns = 0, now_ns()
         self.faults.clear()
@@ -138,20 +139,23 @@ class ServoChain:
             current = values["present_current"]
             self._current[i] = np.copysign(current, values.get("present_load", current))  # Feetech's has no direction
             self._temperature[i] = values.get("present_temperature", self._temperature[i])
-            self._captured[i], self._heard_ns[i] = (start + end) // 2, end
+            self._captured[i], self._silent_ns[i] = (start + end) // 2, None
             self._notice(motor, reading.error, end)
         self._order.sort(key=lambda motor: motor not in found)
         if found:
             self._received = end
-        for motor, heard_ns in zip(self.ids, self._heard_ns, strict=True):
-            if end - heard_ns > _SILENCE_NS:
-                if end - max(self._heard_ns) > _SILENCE_NS:
-                    self.bus.close()
-                    raise DeviceGoneError(
-                        f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and "
-                        "cable, then connect again"
-                    )
-                self.faults.setdefault(motor, "does not answer; check its cable")
+        for i, motor in enumerate(self.ids):
+            if motor not in found:
+                self._silent_ns[i] = self._silent_ns[i] or start
+        long = [since is not None and end - since > _SILENCE_NS for since in self._silent_ns]
+        if all(long):
+            self.bus.close()
+            raise DeviceGoneError(
+                f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and cable, then "
+                "connect again"
+            )
+        for motor in itertools.compress(self.ids, long):
+            self.faults.setdefault(motor, "does not answer; check its cable")
         if len(found) < len(self.ids):
             self._health_ns = end + SECOND_NS  # a late answer must not pass for that
         elif end >= self._health_ns:

@@ -34,6 +34,8 @@ _SPEEDS = {getattr(termios, name): int(name[1:]) for name in dir(termios) if nam
 _POSSIBLE = frozenset(
     {"lose", "corrupt", "truncate", "latency_s", "spikes", "silent", "hot", "frozen", "unplugged", "reboot"}
 )
+_IDLE_S = 0.02
+"""How often the motors move on while nobody asks them anything."""
 _SPIKE_NS = 50_000_000
 _STOP_MARGIN_RAD = 0.1
 """Between the calibrated ends of a joint and its mechanical stops."""
@@ -185,7 +187,9 @@ class ServoBusTwin:
                 self._closing.wait(0.02)
                 continue
             try:
-                if not select.select([master], [], [], 0.05)[0]:
+                if not select.select([master], [], [], _IDLE_S)[0]:
+                    with self._lock:
+                        self._step(now_ns())
                     continue
                 data = os.read(master, 4096)
                 speed = _SPEEDS.get(termios.tcgetattr(master)[4])
