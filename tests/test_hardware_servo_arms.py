@@ -184,6 +184,57 @@ def test_a_joint_whose_range_crosses_the_seam_of_its_encoder_reads_and_moves_rig
         assert it.twin.observe()["positions"][0] == pytest.approx(-1.5, abs=CLOSE_RAD)
 
 
+def test_a_motor_that_starts_anew_a_turn_off_is_a_fault_and_never_reads_a_turn_off() -> None:
+    own = default_calibration(MODELS["koch"])
+    pan = dataclasses.replace(own.motors["shoulder_pan"], homing_offset=-1500, range_low=800, range_high=3300)
+    turned = dataclasses.replace(own, motors={**own.motors, "shoulder_pan": pan})
+    with bench("koch", turned, start=(-1.5, 0, 0, 0, 0, 0.5)) as it, it.arm() as arm:
+        goal = np.array([1.5, 0, 0, 0, 0])
+        arm.command(goal)
+        read_until(arm, lambda s: abs(s.positions[0] - 1.5) < CLOSE_RAD)
+        before = it.twin.observe()["registers"][1]["present_position"]
+        it.fault(reboot=True)
+        assert abs(it.twin.observe()["registers"][1]["present_position"] - before) > 4000
+        it.fault()
+        state = arm.state()
+        while state.condition is not Condition.FAULT:
+            assert state.positions[0] == pytest.approx(1.5, abs=0.05)
+            state = arm.state()
+        assert state.positions[0] == pytest.approx(1.5, abs=0.05)
+        arm.recover()
+        assert read_until(arm, ready).positions[0] == pytest.approx(1.5, abs=0.05)
+        arm.command(np.array([1.0, 0, 0, 0, 0]))
+        read_until(arm, lambda s: abs(s.positions[0] - 1.0) < CLOSE_RAD)
+        assert it.twin.observe()["positions"][0] == pytest.approx(1.0, abs=CLOSE_RAD)
+
+
+def test_a_leaders_wrist_goes_over_the_seam_of_its_encoder_without_a_leap() -> None:
+    seen = []
+    with (
+        bench("so101", hand_hz=0.3, reach=1.0, stops={"wrist_roll": (-1.0, 3.6)}) as it,
+        ServoLeader("leader", it.model, it.calibration, it.bus()) as leader,
+    ):
+        end = time.monotonic() + 3.5
+        while time.monotonic() < end:
+            intent = leader.read()
+            if intent.enabled and intent.positions is not None:
+                seen.append(intent.positions[4])
+    assert max(seen) > np.pi + 0.1
+    assert np.abs(np.diff(seen)).max() < 3
+
+
+def test_a_homing_offset_that_does_not_count_in_the_motors_mode_is_refused() -> None:
+    own = default_calibration(MODELS["koch"])
+    pan = dataclasses.replace(own.motors["shoulder_pan"], homing_offset=-1500)
+    with bench("koch", dataclasses.replace(own, motors={**own.motors, "shoulder_pan": pan})) as it:
+        bus = it.bus()
+        bus.open()
+        bus.write(1, "operating_mode", 3)
+        bus.close()
+        with pytest.raises(DeviceError, match=r"motor 1 \(shoulder_pan\) was set to position control"):
+            it.arm().connect()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_joint_that_counts_backwards_and_a_shifted_zero_come_out_right(kind: str) -> None:
     right = default_calibration(MODELS[kind])

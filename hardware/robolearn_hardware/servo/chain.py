@@ -18,6 +18,8 @@ _SILENCE_NS = SECOND_NS // 2
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
 _SHADOWS_AGREE_RAD = 0.1
+_STEP_TICKS = 400
+"""Farther no joint moves between two readings of a control loop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class ServoChain:
         self._velocity_unit = np.array([motor.direction for motor in motors]) * [kind.velocity_unit for kind in kinds]
         self._current_unit = np.array([motor.direction for motor in motors]) * [kind.current_unit for kind in kinds]
         self._turns = np.zeros(len(motors), np.int64)
-        """Ticks to add to what a motor reports: one that counts turns may have started a turn off."""
+        """Ticks to add to what a motor reports: it may have started a turn off, or gone over its encoder's seam."""
         self.faults: dict[int, str] = {}
         """Motor's ID -> what is wrong with it."""
         self.torque: dict[int, bool] = {}
@@ -89,6 +91,7 @@ class ServoChain:
         self.bus.open()
         try:
             check_calibration(self.bus, self.calibration)
+            self._check_modes()
             self.start()
         except BaseException:
             self.bus.close()
@@ -134,7 +137,7 @@ class ServoChain:
         for motor, reading in found.items():
             i = self.ids.index(motor)
             values = reading.values
-            self._ticks[i] = values["present_position"] + self._turns[i]
+            self._ticks[i] = self._unwrapped(i, values["present_position"])
             self._velocity[i] = values["present_velocity"]
             current = values["present_current"]
             self._current[i] = np.copysign(current, values.get("present_load", current))  # Feetech's has no direction
@@ -164,7 +167,7 @@ class ServoChain:
 
     def stand(self) -> dict[int, int]:
         """Goals that keep every motor where it was last read: ID -> ticks as the motor counts them."""
-        return dict(zip(self.ids, (self._ticks - self._turns).astype(int).tolist(), strict=True))
+        return self._as_motors_count(self._ticks)
 
     def goals(self, positions: np.ndarray, gripper: float | None) -> dict[int, int]:
         """ID -> ticks as the motor counts them, for joint ``positions`` (J,) rad, shadows too."""
@@ -173,7 +176,7 @@ class ServoChain:
         ticks = np.rint(self._zero + angles[self._leader] / self._scale).astype(int)
         if self.gripper is not None and gripper is not None:
             ticks[self.gripper] = self.motors[self.gripper].opening_ticks(gripper)
-        goals = dict(zip(self.ids, (ticks - self._turns).tolist(), strict=True))
+        goals = self._as_motors_count(ticks)
         if self.gripper is not None and gripper is None:
             del goals[self.ids[self.gripper]]
         return goals
@@ -189,6 +192,22 @@ class ServoChain:
 
     def called(self, motor: int) -> str:
         return f"motor {motor} ({self.names[self.ids.index(motor)]})"
+
+    def _as_motors_count(self, ticks: np.ndarray) -> dict[int, int]:
+        own = ticks - self._turns if self.bus.table.counts_turns else ticks % TICKS
+        return dict(zip(self.ids, own.astype(int).tolist(), strict=True))
+
+    def _unwrapped(self, i: int, reported: int) -> int:
+        """Ticks of motor ``i`` without a leap of whole turns since the last reading."""
+        ticks = reported + int(self._turns[i])
+        leap = ticks - int(self._ticks[i])
+        turns = round(leap / TICKS)
+        if not turns or abs(leap - turns * TICKS) > _STEP_TICKS:
+            return ticks
+        self._turns[i] -= turns * TICKS
+        if self.bus.table.counts_turns:  # it does so when it starts anew, and then it has no torque
+            self.faults.setdefault(self.ids[i], "has started anew: its power was interrupted")
+        return ticks - turns * TICKS
 
     def _state(self, *, whole: bool) -> ChainState:
         angles = (self._ticks - self._zero) * self._scale
@@ -242,6 +261,16 @@ class ServoChain:
             self.torque[motor] = value == 1
         else:
             self._temperature[self.ids.index(motor)] = value
+
+    def _check_modes(self) -> None:
+        if not self.bus.table.counts_turns:
+            return
+        for motor in self.motors:
+            if abs(motor.homing_offset) > 1024 and self.bus.read(motor.id, "operating_mode") == 3:
+                raise DeviceError(
+                    f"{self.name}: {self.called(motor.id)} was set to position control, in which its homing offset "
+                    "does not count (e-Manual, Homing Offset); set operating mode 4, or run `robolearn calibrate`"
+                )
 
     def _check_shadows(self) -> None:
         angles = (self._ticks - self._zero) * self._scale

@@ -24,7 +24,7 @@ import numpy as np
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.servo.calibration import Calibration
 from robolearn_hardware.servo.models import MODELS
-from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS, RAD_PER_TICK
+from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS
 from robolearn_hardware.twins.faults import Faults
 from robolearn_hardware.twins.plant import Motor, PlantSpec, make_plant
 from robolearn_hardware.twins.servo_motor import TwinMotor
@@ -39,6 +39,8 @@ _IDLE_S = 0.02
 _SPIKE_NS = 50_000_000
 _STOP_MARGIN_RAD = 0.1
 """Between the calibrated ends of a joint and its mechanical stops."""
+_PLAY_RAD = math.radians(0.25)
+"""Of the gears: X series, 15 arcmin (e-Manual); STS3215, at most 0.5 deg (data sheet)."""
 _GAP_NS = 5_000_000
 """A request with a longer pause in it is given up."""
 _RETURN_DELAY_UNIT_NS = 2_000
@@ -96,7 +98,7 @@ class ServoBusTwin:
             high.append(last)
         middle = (np.array(low) + np.array(high)) / 2 if start is None else np.array(start, np.float64)
         kinds = [MOTORS[calibration.motors[joint.name].motor] for joint in model.joints]
-        motor = Motor(speed=min(kind.speed for kind in kinds), backlash=2 * RAD_PER_TICK)
+        motor = Motor(speed=min(kind.speed for kind in kinds), backlash=_PLAY_RAD)
         has_gripper = bool(model.gripper)
         spec = PlantSpec(model.name, middle, np.array(low), np.array(high), has_gripper, motor)
         self._middle, self._reach = middle, np.minimum(middle - np.array(low), np.array(high) - middle) * reach
