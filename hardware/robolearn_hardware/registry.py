@@ -15,6 +15,21 @@ from robolearn_hardware.cameras.realsense import RealSenseConfig, RealSenseFileC
 from robolearn_hardware.cameras.rtsp import RtspConfig
 from robolearn_hardware.cameras.uvc import UvcConfig
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
+from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
+from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
+from robolearn_hardware.network.xarm import Lite6Config, Xarm5Config, Xarm6Config, Xarm7Config
+from robolearn_hardware.servo.kinds import (
+    GelloConfig,
+    KochConfig,
+    KochLeaderConfig,
+    So100Config,
+    So100LeaderConfig,
+    So101Config,
+    So101LeaderConfig,
+    ViperXConfig,
+    WidowXConfig,
+    WidowXLeaderConfig,
+)
 from robolearn_hardware.twins.host import Twins
 
 
@@ -42,7 +57,23 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
     def open(self, name: str) -> Teleoperator: ...
 
 
-ARMS: dict[str, type[ArmConfig]] = {}
+ARMS: dict[str, type[ArmConfig]] = {
+    "koch": KochConfig,
+    "lerobot": LeRobotArmConfig,
+    "so100": So100Config,
+    "so101": So101Config,
+    "viperx": ViperXConfig,
+    "widowx": WidowXConfig,
+    "ur3e": Ur3eConfig,
+    "ur5e": Ur5eConfig,
+    "ur10e": Ur10eConfig,
+    "ur16e": Ur16eConfig,
+    "ur20": Ur20Config,
+    "xarm5": Xarm5Config,
+    "xarm6": Xarm6Config,
+    "xarm7": Xarm7Config,
+    "lite6": Lite6Config,
+}
 CAMERAS: dict[str, type[CameraConfig]] = {
     "mjpeg": MjpegConfig,
     "realsense": RealSenseConfig,
@@ -52,7 +83,14 @@ CAMERAS: dict[str, type[CameraConfig]] = {
     "video": VideoConfig,
 }
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
-TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {}
+TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
+    "gello": GelloConfig,
+    "koch_leader": KochLeaderConfig,
+    "lerobot": LeRobotTeleoperatorConfig,
+    "so100_leader": So100LeaderConfig,
+    "so101_leader": So101LeaderConfig,
+    "widowx_leader": WidowXLeaderConfig,
+}
 
 SECTIONS = {
     "arms": ARMS,

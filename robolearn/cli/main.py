@@ -18,7 +18,10 @@ COMMANDS = {
     "eval": "run a checkpoint in simulation and count successes",
     "deploy": "run a checkpoint against a world in real time",
     "data": "look at, check, import and export datasets",
+    "find": "which port and which camera is which",
     "doctor": "look at this machine and at every device of a rig",
+    "calibrate": "joints of servo arms, cameras, latencies",
+    "teleop": "follower arms do what leader arms do",
     "demo": "collect, train, evaluate and deploy in one go",
 }
 """Command -> one line of help. Each is the module robolearn.cli.<command> with ``COMMANDS``: name -> (options, run)."""
