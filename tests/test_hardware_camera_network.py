@@ -256,6 +256,61 @@ def test_no_server_and_no_url_are_told_apart() -> None:
             MjpegConfig(url).open("front").connect()
 
 
+@pytest.fixture(scope="module")
+def stream(twins: Twins) -> RtspConfig:
+    return RtspConfig("twin", 160, 120).with_twin("door", twins)
+
+
+def test_an_rtsp_stream_comes_in_order_at_the_times_of_the_cameras_own_clock(stream: RtspConfig, twins: Twins) -> None:
+    twins["door"].fault(spikes=0.3)
+    camera = connected(stream)
+    frames = [camera.read() for _ in range(40)]
+    camera.close()
+    twins["door"].fault()
+    written = [read_time(frame.colour) for frame in frames]
+    assert written == sorted(set(written))
+    for frame, time_ns in zip(frames, written, strict=True):
+        assert abs(read_bar(frame.colour) - bar_at(time_ns)) < 0.03
+        assert time_ns < frame.capture_ns <= frame.received_ns
+    delays = np.array([frame.received_ns - time_ns for frame, time_ns in zip(frames, written, strict=True)]) / MS
+    errors = np.array([frame.capture_ns - time_ns for frame, time_ns in zip(frames, written, strict=True)]) / MS
+    assert np.ptp(delays[20:]) > 40  # each third frame is 50 ms late
+    assert np.ptp(errors[20:]) < 20  # and its time is not
+
+
+def test_an_rtsp_stream_that_stalls_times_out_breaks_off_and_comes_back(stream: RtspConfig, twins: Twins) -> None:
+    camera = connected(stream)
+    twins["door"].fault(lose=1.0)
+    with pytest.raises(DeviceTimeoutError, match="within 1 s"):
+        read_on(camera)
+    twins["door"].fault(unplugged=True)
+    with pytest.raises(DeviceGoneError, match=r"has ended the stream|has broken off"):
+        read_on(camera)
+    with pytest.raises(DeviceGoneError, match="is not reached, or sends no video"):
+        camera.connect()
+    twins["door"].fault()
+    camera.connect()
+    camera.read()
+    camera.close()
+
+
+def test_an_rtsp_camera_of_another_size_or_transport_is_refused(stream: RtspConfig) -> None:
+    with pytest.raises(DeviceError, match="sends pictures of 160x120, not 640x480; set width and height"):
+        connected(RtspConfig(stream.url))
+    with pytest.raises(DeviceGoneError, match="is not reached, or sends no video"):
+        connected(replace(stream, transport="udp"))  # the twin has TCP only
+
+
+@pytest.mark.slow
+def test_an_rtsp_server_that_never_answers_does_not_hold_the_driver_past_its_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        camera = RtspConfig(f"rtsp://127.0.0.1:{server.getsockname()[1]}/x").open("door")
+        start = time.monotonic()
+        with pytest.raises((DeviceGoneError, DeviceTimeoutError)):
+            camera.connect()
+        assert time.monotonic() - start < 20
+
+
 def make_video(path: Path, seconds: float, rate: int = 20) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robolearn_hardware.cameras.realsense import list_realsense
-from robolearn_hardware.cameras.uvc import SYS, check_node, list_v4l2
+from robolearn_hardware.cameras.uvc import check_node, list_v4l2
 from robolearn_hardware.devices import DeviceError
 
 
@@ -22,7 +22,7 @@ class FoundCamera:
     """Why it cannot be opened; empty when it can."""
 
 
-def list_cameras(sys: Path = SYS) -> list[FoundCamera]:
+def list_cameras(sys: Path | None = None) -> list[FoundCamera]:
     """RealSense cameras, then V4L2 nodes. A kind of which nothing can be said is one entry without address."""
     found = []
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, Literal, Self
@@ -15,31 +15,38 @@ from robolearn_hardware.cameras.reader import Picture, ThreadedCamera
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import Camera, CameraInfo, DeviceError, DeviceGoneError, DeviceTimeoutError
 from robolearn_hardware.twins.host import Twins
+from robolearn_hardware.twins.pictures import PictureSpec, make_pictures
+from robolearn_hardware.twins.rtsp import RtspTwin
 
 _OPEN_S, _SILENCE_S = 8.0, 3.0
 
 
 @dataclass(frozen=True)
 class RtspConfig:
-    """An RTSP stream. The capture time is the camera's own (its RTP clock), mapped by ``DeviceClock``: what encoder and
-    network always need is a latency to be measured, their jitter is taken out."""
+    """An RTSP stream. The capture time is the camera's own (its RTP clock), mapped by ``DeviceClock``: the jitter of
+    encoder and network is taken out. What they always need is a latency to be measured; FFmpeg adds one frame, because
+    it knows the end of a frame by the beginning of the next."""
 
     url: str
-    """rtsp://host:port/path, rtsp://user:password@host/path"""
+    """rtsp://host:port/path, rtsp://user:password@host/path; or twin"""
     width: int = 640
     height: int = 480
     """What the camera sends; it is not scaled."""
     rate_hz: float = 30.0
     transport: Literal["tcp", "udp"] = "tcp"
+    pictures: str = "pattern"
+    """What its twin sees, see ``twins.pictures``."""
 
     def open(self, name: str) -> Camera:
         info = CameraInfo(name, self.width, self.height, self.rate_hz)
         return ThreadedCamera(info, partial(_Stream, self, info))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
-        if self.url == "twin":
-            raise DeviceError(f"camera {name!r}: rtsp has no twin; kinds with one: realsense, mjpeg, video (a file)")
-        return self
+        if self.url != "twin":
+            return self
+        spec = PictureSpec(name, self.width, self.height, 0.9 * self.width)
+        make = partial(RtspTwin, partial(make_pictures, self.pictures, spec), self.rate_hz)
+        return replace(self, url=twins.start(name, make).address)
 
 
 class _Stream:
@@ -54,6 +61,7 @@ class _Stream:
 
     def open(self) -> CameraInfo:
         import av
+        from av.codec.context import Flags
         from av.error import FFmpegError
 
         options = {"rtsp_transport": self._config.transport, "fflags": "nobuffer", "max_delay": "0"}
@@ -64,8 +72,11 @@ class _Stream:
             raise DeviceGoneError(
                 f"{self._where} is not reached, or sends no video: {_reason(error)}; is it on, and the URL right?"
             ) from None
+        if not stream.codec_context.width:
+            raise DeviceTimeoutError(f"{self._where} sends no picture that can be decoded within {_OPEN_S:g} s")
         check_size(self._where, stream.codec_context, self._info)
         stream.thread_type = "SLICE"  # threads for whole frames would hold some back
+        stream.codec_context.flags |= Flags.low_delay  # nor does the decoder wait for a frame to be shown before
         self._frames = decoded(self._container, stream)
         return self._info
 

@@ -46,7 +46,7 @@ class UvcConfig:
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.device == "twin":
-            raise DeviceError(f"camera {name!r}: uvc has no twin; kinds with one: realsense, mjpeg")
+            raise DeviceError(f"camera {name!r}: uvc has no twin; kinds with one: realsense, mjpeg, rtsp")
         return self
 
 
@@ -141,10 +141,11 @@ class _Device:
             self._capture.release()
 
 
-def list_v4l2(sys: Path = SYS) -> dict[str, str]:
-    """Node ("/dev/video0") -> what its driver calls it; the first node of each camera, which has the pictures."""
+def list_v4l2(sys: Path | None = None) -> dict[str, str]:
+    """Node ("/dev/video0") -> what its driver calls it; the first node of each camera, which has the pictures.
+    ``sys`` stands in for ``SYS``."""
     found = {}
-    for folder in sorted(sys.glob("video*"), key=lambda path: (len(path.name), path.name)):
+    for folder in sorted((sys or SYS).glob("video*"), key=lambda path: (len(path.name), path.name)):
         if _text(folder / "index") in ("", "0"):
             found[f"/dev/{folder.name}"] = _text(folder / "name") or "unknown"
     return found
