@@ -26,6 +26,7 @@ from robolearn_hardware.cameras.mjpeg import MjpegConfig
 from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import DeviceError, DeviceGoneError, DeviceTimeoutError
+from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.ring import Ring, RingHandle
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.pictures import read_time
@@ -298,3 +299,20 @@ def test_a_camera_unplugged_in_mid_episode_leaves_holes_and_the_recorder_goes_on
     np.testing.assert_array_equal(dataset.read("action")[:, 0], np.arange(len(valid)))
     for row in np.flatnonzero(valid):  # each row has the picture of its own time, before and after the gap
         assert 0 <= times[row] - read_time(pictures[row]) < 500 * MS
+
+
+def test_the_twin_rig_of_cameras_opens_every_kind_and_the_real_one_is_like_it() -> None:
+    folder = Path(__file__).resolve().parent.parent / "hardware" / "rigs"
+    real, twin = load_rig(folder / "cameras.yaml"), load_rig(folder / "cameras_twin.yaml")
+    assert real.cameras.keys() == twin.cameras.keys()
+    assert real.placement == twin.placement
+    with with_twins(twin) as (rig, _), open_cameras(rig.cameras, {"door": rig.where("door").latency_ms}) as cameras:
+        for camera in cameras.values():
+            wait_frames(camera, 3)
+            found = camera.ring.newest()
+            assert found is not None
+            late_ns = found[1]["capture_ns"] - read_time(found[1]["value"])
+            assert -180 * MS <= late_ns < SECOND_NS
+        sizes = {name: (camera.info.width, camera.info.height) for name, camera in cameras.items()}
+        assert sizes == {"wrist": (640, 480), "front": (640, 480), "table": (640, 480), "door": (1280, 720)}
+        assert [name for name, camera in cameras.items() if camera.depth_ring is not None] == ["wrist"]

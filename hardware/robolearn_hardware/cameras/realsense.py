@@ -43,8 +43,8 @@ _PERMISSION = "if it may not be opened, install librealsense's udev rules; if it
 class RealSenseConfig:
     """A camera of the D400 family."""
 
-    serial: str | int = ""
-    """As `robolearn find` prints it; empty: the only one that is connected; or twin"""
+    serial: str = ""
+    """As `robolearn find` prints it, in quotes: it may begin with 0. Empty: the only one that is connected. Or twin"""
     width: int = 640
     height: int = 480
     rate_hz: int = 30
@@ -93,7 +93,7 @@ class RealSense:
 
     def __init__(self, name: str, config: RealSenseConfig, context: Any = None) -> None:
         """``context``: an ``rs.context`` in which the device is looked for; by default that of the USB ports."""
-        self._serial = str(config.serial)
+        self._serial = config.serial
         self.info = CameraInfo(name, config.width, config.height, config.rate_hz, config.depth, self._serial)
         self._config = config
         self._context: Any = context
