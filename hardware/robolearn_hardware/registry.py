@@ -9,11 +9,28 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Protocol, Self
 
+from robolearn_hardware.cameras.files import VideoConfig
+from robolearn_hardware.cameras.mjpeg import MjpegConfig
+from robolearn_hardware.cameras.realsense import RealSenseConfig, RealSenseFileConfig
+from robolearn_hardware.cameras.rtsp import RtspConfig
+from robolearn_hardware.cameras.uvc import UvcConfig
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
 from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
 from robolearn_hardware.network.franka import Fr3Config
 from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
 from robolearn_hardware.network.xarm import Lite6Config, Xarm5Config, Xarm6Config, Xarm7Config
+from robolearn_hardware.servo.kinds import (
+    GelloConfig,
+    KochConfig,
+    KochLeaderConfig,
+    So100Config,
+    So100LeaderConfig,
+    So101Config,
+    So101LeaderConfig,
+    ViperXConfig,
+    WidowXConfig,
+    WidowXLeaderConfig,
+)
 from robolearn_hardware.twins.host import Twins
 
 
@@ -42,7 +59,12 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
 
 
 ARMS: dict[str, type[ArmConfig]] = {
+    "koch": KochConfig,
     "lerobot": LeRobotArmConfig,
+    "so100": So100Config,
+    "so101": So101Config,
+    "viperx": ViperXConfig,
+    "widowx": WidowXConfig,
     "ur3e": Ur3eConfig,
     "ur5e": Ur5eConfig,
     "ur10e": Ur10eConfig,
@@ -54,10 +76,22 @@ ARMS: dict[str, type[ArmConfig]] = {
     "lite6": Lite6Config,
     "fr3": Fr3Config,
 }
-CAMERAS: dict[str, type[CameraConfig]] = {}
+CAMERAS: dict[str, type[CameraConfig]] = {
+    "mjpeg": MjpegConfig,
+    "realsense": RealSenseConfig,
+    "realsense_file": RealSenseFileConfig,
+    "rtsp": RtspConfig,
+    "uvc": UvcConfig,
+    "video": VideoConfig,
+}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
 TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
+    "gello": GelloConfig,
+    "koch_leader": KochLeaderConfig,
     "lerobot": LeRobotTeleoperatorConfig,
+    "so100_leader": So100LeaderConfig,
+    "so101_leader": So101LeaderConfig,
+    "widowx_leader": WidowXLeaderConfig,
 }
 
 SECTIONS = {

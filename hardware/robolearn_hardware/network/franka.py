@@ -19,10 +19,10 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
-from robolearn_hardware.network.device_clock import DeviceClock
 from robolearn_hardware.network.franka_hand import Hand
 from robolearn_hardware.network.link import LinkedArm, Reading, Speed
 from robolearn_hardware.network.reach import reach
@@ -129,7 +129,7 @@ class Fr3Session:
         now = now_ns()
         condition, reason = self._condition(state)
         return Reading(
-            self._clock.capture_ns(state.time.to_sec(), now),
+            self._clock.map(round(state.time.to_sec() * SECOND_NS), now),
             now,
             condition,
             np.array(state.q),
