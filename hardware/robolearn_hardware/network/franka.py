@@ -12,7 +12,6 @@ SDK, modes and errors: Franka Control Interface documentation, https://frankarob
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +19,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
+from robolearn_hardware.cameras.device_clock import DeviceClock
+from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
-from robolearn_hardware.network.device_clock import DeviceClock
+from robolearn_hardware.network.franka_hand import Hand
 from robolearn_hardware.network.link import LinkedArm, Reading, Speed
 from robolearn_hardware.network.reach import reach
 from robolearn_hardware.twins.franka import FrankaTwin
@@ -33,8 +33,6 @@ JOINTS = tuple(f"joint{i + 1}" for i in range(7))
 _PORTS = {1337: "robot control"}
 _GOAL_TOLERANCE = 0.01  # rad; only what the SDK calls "reached"
 _SETTLE_S = 1.0
-_GRIPPER_STEP_M = 0.001
-_GRIPPER_SPEED = 0.1  # m/s
 _RELEASED = "it follows nothing; a person may guide it by the buttons at its wrist; hold ends that"
 
 
@@ -80,7 +78,7 @@ class Fr3Session:
         self._sdk: Any = None
         self._robot: Any = None
         self._handler: Any = None
-        self._hand: _Hand | None = None
+        self._hand: Hand | None = None
         self._clock = DeviceClock()
         self._refused = ""
         self._released = False
@@ -99,7 +97,7 @@ class Fr3Session:
             torques, forces = [config.collision_torque] * 7, [config.collision_force] * 6
             self._robot.set_collision_behavior(torques, torques, forces, forces)
             if config.gripper == "hand":
-                self._hand = _Hand(sdk.Gripper(host))
+                self._hand = Hand(host)
         except sdk.RealtimeException:
             raise DeviceError(
                 f"{self._name}: this kernel is not real-time (PREEMPT_RT), or this user may not use it so; "
@@ -131,13 +129,13 @@ class Fr3Session:
         now = now_ns()
         condition, reason = self._condition(state)
         return Reading(
-            self._clock.capture_ns(state.time.to_sec(), now),
+            self._clock.map(round(state.time.to_sec() * SECOND_NS), now),
             now,
             condition,
             np.array(state.q),
             np.array(state.dq),
             np.array(state.tau_J),
-            np.nan if self._hand is None else self._hand.opened,
+            np.nan if self._hand is None else self._hand.opened(),
             np.array(state.O_F_ext_hat_K),
             None,
             reason,
@@ -163,7 +161,7 @@ class Fr3Session:
         if not result.was_successful:
             self._refused = result.error_message or "no reason given"
         if self._hand is not None:
-            self._hand.wanted = gripper
+            self._hand.go(gripper)
 
     def idle(self) -> None:
         pass
@@ -209,44 +207,6 @@ class Fr3Session:
             return what()
         except RuntimeError as error:
             raise NotReadyError(f"{self._name}: {_line(error)}; recover") from None
-
-
-class _Hand:
-    """The gripper, whose SDK waits for the end of a motion: told in one thread, read in another."""
-
-    def __init__(self, gripper: Any) -> None:
-        self._gripper = gripper
-        state = gripper.read_once()
-        self._most_m = float(state.max_width)
-        self.opened = float(state.width) / self._most_m
-        """0 closed, 1 open"""
-        self.wanted = np.nan
-        threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._move, daemon=True).start()
-
-    def _read(self) -> None:
-        while True:
-            try:
-                self.opened = float(np.clip(self._gripper.read_once().width / self._most_m, 0.0, 1.0))
-            except RuntimeError:
-                self.opened = np.nan
-            _pause()
-
-    def _move(self) -> None:
-        told_m = np.nan
-        while True:
-            wanted_m = self.wanted * self._most_m
-            if not np.isnan(wanted_m) and not abs(wanted_m - told_m) < _GRIPPER_STEP_M:
-                told_m = wanted_m
-                try:
-                    self._gripper.move(wanted_m, _GRIPPER_SPEED)
-                except RuntimeError:
-                    told_m = np.nan  # again
-            _pause()
-
-
-def _pause() -> None:
-    wait_until_ns(now_ns() + SECOND_NS // 30)
 
 
 def _line(error: Exception) -> str:
