@@ -191,6 +191,12 @@ def test_a_camera_that_cannot_be_opened_says_so_and_leaves_nothing_behind() -> N
     assert {name for name in os.listdir("/dev/shm") if f"-{os.getpid()}-" in name} <= before
 
 
+def test_rings_that_shared_memory_has_no_room_for_are_refused_before_anything_is_killed() -> None:
+    message = r"'fake' needs \d+ MiB of shared memory, /dev/shm has \d+; .*--shm-size"
+    with pytest.raises(DeviceError, match=message), CameraProcess("fake", FakeConfig(), slots=10_000_000):
+        pass
+
+
 def test_several_start_at_the_same_time_and_all_end_when_one_cannot_start(config: MjpegConfig) -> None:
     with open_cameras({"left": config, "right": config}, {"left": 5.0}) as cameras:
         assert {name: camera.info.name for name, camera in cameras.items()} == {"left": "left", "right": "right"}
