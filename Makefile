@@ -10,7 +10,7 @@ READY := .venv/.ready
 export SDL_VIDEODRIVER := dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lerobot lint check format clean
+.PHONY: help setup demo test test-lerobot franka-sim test-franka lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,18 @@ $(LEROBOT)/.ready:
 	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset]==0.6.1'
 	touch $@
 
+FRANKA_SIM := .venv-franka-sim
+
+franka-sim: $(FRANKA_SIM)/.ready  ## the environment of the Franka twin, which needs MuJoCo 4
+
+test-franka: $(READY) $(FRANKA_SIM)/.ready  ## the Franka driver against franky-sim; no part of CI
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hardware_franka.py
+
+$(FRANKA_SIM)/.ready:
+	"$(PYTHON)" -m venv $(FRANKA_SIM)
+	$(FRANKA_SIM)/bin/python -m pip install 'franky-sim==1.0.4'
+	touch $@
+
 check: lint  ## lint, types and the tests that take less than ten seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
@@ -57,5 +69,5 @@ format: $(READY)  ## bring the code into the style that lint checks
 	$(BIN)/ruff format
 
 clean:  ## remove the virtual environment, caches and built wheels; runs/ stays
-	rm -rf .venv .venv-lerobot build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lerobot .venv-franka-sim build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -23,7 +23,6 @@ from network_arms import eventually, poll, reaches
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import Arm, Condition, DeviceError, DeviceGoneError, LimitError, NotReadyError
 from robolearn_hardware.network import link
-from robolearn_hardware.network.device_clock import DeviceClock
 from robolearn_hardware.network.setpoints import Setpoints
 from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config, UrConfig
 from robolearn_hardware.rig import load_rig, with_twins
@@ -367,16 +366,6 @@ def test_an_unknown_variable_is_refused_as_a_controller_does() -> None:
 def test_a_fault_that_its_wire_does_not_have_is_refused() -> None:
     with Twin(partial(UrTwin, "ur5e")) as twin, pytest.raises(DeviceError, match="has no fault 'silent'"):
         twin.fault(silent=(3,))
-
-
-def test_a_device_clock_is_mapped_by_its_smallest_delay() -> None:
-    clock, random = DeviceClock(window_s=1.0), np.random.default_rng(0)
-    for i in range(2000):
-        device_s = 50.0 + i * 0.002
-        late_ns = int(random.exponential(3e6)) if i else 5_000_000
-        captured = clock.capture_ns(device_s, round(device_s * SECOND_NS) + 7 * SECOND_NS + late_ns)
-        if i > 100:
-            assert abs(captured - round(device_s * SECOND_NS) - 7 * SECOND_NS) < 1_000_000
 
 
 def test_setpoints_arrive_at_the_effect_time_and_no_faster_than_the_joints() -> None:

@@ -325,25 +325,29 @@ def _run(
         info = session.open()
         link = _Link(session, info, speed, Ring.attach(readings), Ring.attach(targets))
         link.read()
-    except DeviceError as error:
-        pipe.send((type(error).__name__, str(error)))
+        refused = ""
+        try:
+            session.prepare()
+        except NotReadyError as error:
+            refused = str(error)
+        link.read()
+    except Exception as error:
+        pipe.send(_told(error))
         _leave()
-    refused = ""
-    try:
-        session.prepare()
-    except NotReadyError as error:
-        refused = str(error)
-    except DeviceError as error:
-        pipe.send((type(error).__name__, str(error)))
-        _leave()
-    link.read()
     pipe.send(("", (info, refused)))
     gc.freeze()
     try:
         link.run(pipe)
-    except DeviceError as error:
-        link.gone(str(error))
+    except Exception as error:
+        link.gone(_told(error)[1])
     _leave()
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """For the caller: name of a DeviceError and its line. SDKs raise whatever they like."""
+    if isinstance(error, DeviceError):
+        return type(error).__name__, str(error)
+    return DeviceError.__name__, f"the SDK failed: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _Link:
@@ -381,7 +385,7 @@ class _Link:
         try:
             getattr(self._session, what)()
         except DeviceError as error:
-            answer = (type(error).__name__, str(error))
+            answer = _told(error)
         self.read()
         pipe.send(answer)
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
-from robolearn_hardware.network.device_clock import DeviceClock
 from robolearn_hardware.network.link import SILENCE_S, LinkedArm, Reading, Speed
 from robolearn_hardware.network.reach import reach
 from robolearn_hardware.twins.host import Twins
@@ -196,7 +196,7 @@ class UrSession:
         numbers = np.concatenate([positions, velocities, currents, wrench])
         if not np.isfinite(numbers).all() or np.abs(positions).max() > _GREATEST or not timestamp > 0.0:
             return None
-        captured = self._clock.capture_ns(timestamp, now)
+        captured = self._clock.map(round(timestamp * SECOND_NS), now)
         return Reading(captured, now, condition, positions, velocities, currents, np.nan, wrench, temperatures, reason)
 
     def _condition(self, safety: int, mode: int, runtime: int) -> tuple[Condition, str]:

@@ -14,6 +14,10 @@ from robolearn_hardware.servo.wire import Answer, LostAnswerError, Wire
 T = TypeVar("T")
 
 _TRIES = 3
+_LENGTHS = 25
+"""How many lengths of an answer there are; so many losses in a row are more than half a second."""
+_FORGET_LOSSES = 50
+"""After so many exchanges without a loss, no answer can be on its way any more."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class ServoBus:
         self._reply_s = reply_s
         self._port: SerialLine | None = None
         self._unsettled = False
+        self._losses = self._good = 0
         first, last = (self._span(*self.table.state)[i] for i in (0, 1))
         self._state = (first, last - first)
 
@@ -84,11 +89,13 @@ class ServoBus:
         """Raises DeviceTimeoutError after so many tries."""
         at = self.table[register]
 
-        def exchange(port: SerialLine) -> Answer:
-            self._wire.ask(port, motor, at.address, at.size)
-            return self._receive(port, motor, at.size)
+        def exchange(port: SerialLine) -> bytes:
+            before, behind = (self._losses, 0) if at.address >= self._losses else (0, self._losses)
+            size = before + at.size + behind
+            self._wire.ask(port, motor, at.address - before, size)
+            return self._receive(port, motor, size).data[before : before + at.size]
 
-        return at.decode(self._try(exchange, f"motor {motor}", tries).data)
+        return at.decode(self._try(exchange, f"motor {motor}", tries))
 
     def write(self, motor: int, register: str, value: int) -> None:
         """Write, and have it confirmed.
@@ -110,6 +117,8 @@ class ServoBus:
                 f"{self.name}: motor {motor} refuses {register} = {value} (error {answer.error:#04x}); "
                 "is its torque off, and the value within its range?"
             )
+        if self._losses and self.read(motor, register) != value:  # what confirmed it may have been a late answer
+            raise DeviceTimeoutError(f"{self.name}: motor {motor} has not taken {register} = {value}; check its cable")
 
     def read_state(self, motors: Sequence[int]) -> dict[int, Reading]:
         """Position, velocity, current and more of all ``motors`` in one exchange; who does not answer is left out.
@@ -220,28 +229,36 @@ class ServoBus:
 
     def _read_state(self, port: SerialLine, motors: Sequence[int]) -> dict[int, Reading]:
         address, size = self._state
+        address, size = address - self._losses, size + self._losses
         self._wire.ask_all(port, motors, address, size)
         found: dict[int, Reading] = {}
         while len(found) < len(motors):
             try:
                 answer = self._wire.receive(port)
             except (LostAnswerError, IndexError):  # one was damaged; the next may be whole
-                self._unsettled = True
                 if port.isPacketTimeout():
                     break
                 continue
             except NoiseError:
-                self._unsettled = True
                 break
             if answer.id in motors and len(answer.data) == size:
-                found[answer.id] = self._reading(answer)
+                found[answer.id] = self._reading(answer, address)
+        if len(found) < len(motors):
+            self._lost()
         return found
 
-    def _reading(self, answer: Answer) -> Reading:
+    def _lost(self) -> None:
+        """An answer may come late, and must not pass for that to the next question. Packets carry no number; their
+        length tells: after each loss one more byte is read beside those that are wanted."""
+        self._unsettled = True
+        self._losses = (self._losses + 1) % _LENGTHS
+        self._good = 0
+
+    def _reading(self, answer: Answer, first: int) -> Reading:
         values = {}
         for name in self.table.state:
             register = self.table[name]
-            start = register.address - self._state[0]
+            start = register.address - first
             values[name] = register.decode(answer.data[start : start + register.size])
         return Reading(values, answer.error & self._wire.faulty)
 
@@ -271,17 +288,21 @@ class ServoBus:
                 port.settle()
                 self._unsettled = False
             port.reply_s = self._reply_s * patience
-            return exchange(port)
+            answer = exchange(port)
+            self._good += 1
+            if self._good > _FORGET_LOSSES:
+                self._losses = 0
+            return answer
         except DeviceGoneError as gone:
             self.close()
             raise DeviceGoneError(f"{self.name}: {gone}") from None
         except LostAnswerError as lost:
-            self._unsettled = True
+            self._lost()
             if lost.garbled:
                 raise _GarbledError(f"{self.name}: the answer of {what} was garbled; check the cables") from None
             raise DeviceTimeoutError(f"{self.name}: {what} does not answer; check its cable and power") from None
         except (NoiseError, IndexError):  # the SDKs index past the end of some damaged packets
-            self._unsettled = True
+            self._lost()
             raise _GarbledError(f"{self.name}: there is noise where {what} should answer; check the cables") from None
         finally:
             port.is_using = False

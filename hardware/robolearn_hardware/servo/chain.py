@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import ArmInfo, DeviceError, DeviceGoneError, DeviceTimeoutError, JointLimits
+from robolearn_hardware.limits import narrowed
 from robolearn_hardware.servo.bus import ServoBus
 from robolearn_hardware.servo.calibration import Calibration, check_calibration
 from robolearn_hardware.servo.models import ServoArmModel
@@ -17,6 +19,8 @@ _SILENCE_NS = SECOND_NS // 2
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
 _SHADOWS_AGREE_RAD = 0.1
+_STEP_TICKS = 400
+"""Farther no joint moves between two readings of a control loop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,26 +61,26 @@ class ServoChain:
         self._velocity_unit = np.array([motor.direction for motor in motors]) * [kind.velocity_unit for kind in kinds]
         self._current_unit = np.array([motor.direction for motor in motors]) * [kind.current_unit for kind in kinds]
         self._turns = np.zeros(len(motors), np.int64)
-        """Ticks to add to what a motor reports: one that counts turns may have started a turn off."""
+        """Ticks to add to what a motor reports: it may have started a turn off, or gone over its encoder's seam."""
         self.faults: dict[int, str] = {}
         """Motor's ID -> what is wrong with it."""
         self.torque: dict[int, bool] = {}
         """Motor's ID -> whether it was on when last looked at."""
 
-    def info(self, rate_hz: float, firmware: str = "") -> ArmInfo:
+    def info(self, rate_hz: float) -> ArmInfo:
+        """Without its firmware. Raises DeviceError: the calibration leaves nothing of a joint's range."""
         joints = self.model.joints
         ends = np.array([self.calibration.motors[joint.name].ends for joint in joints])
-        low = np.maximum(ends[:, 0], [joint.low for joint in joints])
-        high = np.minimum(ends[:, 1], [joint.high for joint in joints])
+        unknown = np.full(len(joints), np.inf)
+        calibrated = JointLimits(ends[:, 0], ends[:, 1], unknown, unknown, unknown)
         return ArmInfo(
             self.name,
             self.model.name,
             tuple(joint.name for joint in joints),
-            self.model.limits(low, high),
+            narrowed(self.model.limits, calibrated),
             self.gripper is not None,
             rate_hz,
             self.calibration.fingerprint,
-            firmware,
         )
 
     def connect(self) -> None:
@@ -88,6 +92,7 @@ class ServoChain:
         self.bus.open()
         try:
             check_calibration(self.bus, self.calibration)
+            self._check_modes()
             self.start()
         except BaseException:
             self.bus.close()
@@ -100,10 +105,9 @@ class ServoChain:
         self._ticks, self._velocity, self._current = np.zeros(n), np.zeros(n), np.zeros(n)
         self._temperature = np.array([float(self.bus.read(motor, "present_temperature")) for motor in self.ids])
         self._captured, self._received = [now_ns()] * n, now_ns()
-        self._heard_ns = [now_ns()] * n
+        self._silent_ns: list[int | None] = [None] * n
         self._asked_ns = dict.fromkeys(self.ids, 0)
         self._health, self._health_ns = 0, now_ns()
-        self.faults.clear()
         self._turns[:] = 0
         mask = "shutdown" if "shutdown" in self.bus.table.registers else "unloading_condition"
         self._mask = {motor: self.bus.read(motor, mask) for motor in self.ids}
@@ -113,7 +117,7 @@ class ServoChain:
             self._turns[i] = round((middle - raw[i]) / TICKS) * TICKS
         self._ticks[:] = raw + self._turns
         self._check_shadows()
-        self._fault_of_each()
+        self._look_for_faults()
 
     def firmware(self) -> str:
         first = self.ids[0]
@@ -133,32 +137,37 @@ class ServoChain:
         for motor, reading in found.items():
             i = self.ids.index(motor)
             values = reading.values
-            self._ticks[i] = values["present_position"] + self._turns[i]
+            self._ticks[i] = self._unwrapped(i, values["present_position"])
             self._velocity[i] = values["present_velocity"]
             current = values["present_current"]
             self._current[i] = np.copysign(current, values.get("present_load", current))  # Feetech's has no direction
             self._temperature[i] = values.get("present_temperature", self._temperature[i])
-            self._captured[i], self._heard_ns[i] = (start + end) // 2, end
+            self._captured[i], self._silent_ns[i] = (start + end) // 2, None
             self._notice(motor, reading.error, end)
         self._order.sort(key=lambda motor: motor not in found)
         if found:
             self._received = end
-        for motor, heard_ns in zip(self.ids, self._heard_ns, strict=True):
-            if end - heard_ns > _SILENCE_NS:
-                if end - max(self._heard_ns) > _SILENCE_NS:
-                    self.bus.close()
-                    raise DeviceGoneError(
-                        f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and "
-                        "cable, then connect again"
-                    )
-                self.faults.setdefault(motor, "does not answer; check its cable")
-        if found and end >= self._health_ns:
+        for i, motor in enumerate(self.ids):
+            if motor not in found:
+                self._silent_ns[i] = self._silent_ns[i] or start
+        long = [since is not None and end - since > _SILENCE_NS for since in self._silent_ns]
+        if all(long):
+            self.bus.close()
+            raise DeviceGoneError(
+                f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and cable, then "
+                "connect again"
+            )
+        for motor in itertools.compress(self.ids, long):
+            self.faults.setdefault(motor, "does not answer; check its cable")
+        if len(found) < len(self.ids):
+            self._health_ns = end + SECOND_NS  # a late answer must not pass for that
+        elif end >= self._health_ns:
             self._look_after(end)
         return self._state(whole=len(found) == len(self.ids))
 
     def stand(self) -> dict[int, int]:
         """Goals that keep every motor where it was last read: ID -> ticks as the motor counts them."""
-        return dict(zip(self.ids, (self._ticks - self._turns).astype(int).tolist(), strict=True))
+        return self._as_motors_count(self._ticks)
 
     def goals(self, positions: np.ndarray, gripper: float | None) -> dict[int, int]:
         """ID -> ticks as the motor counts them, for joint ``positions`` (J,) rad, shadows too."""
@@ -167,7 +176,7 @@ class ServoChain:
         ticks = np.rint(self._zero + angles[self._leader] / self._scale).astype(int)
         if self.gripper is not None and gripper is not None:
             ticks[self.gripper] = self.motors[self.gripper].opening_ticks(gripper)
-        goals = dict(zip(self.ids, (ticks - self._turns).tolist(), strict=True))
+        goals = self._as_motors_count(ticks)
         if self.gripper is not None and gripper is None:
             del goals[self.ids[self.gripper]]
         return goals
@@ -183,6 +192,22 @@ class ServoChain:
 
     def called(self, motor: int) -> str:
         return f"motor {motor} ({self.names[self.ids.index(motor)]})"
+
+    def _as_motors_count(self, ticks: np.ndarray) -> dict[int, int]:
+        own = ticks - self._turns if self.bus.table.counts_turns else ticks % TICKS
+        return dict(zip(self.ids, own.astype(int).tolist(), strict=True))
+
+    def _unwrapped(self, i: int, reported: int) -> int:
+        """Ticks of motor ``i`` without a leap of whole turns since the last reading."""
+        ticks = reported + int(self._turns[i])
+        leap = ticks - int(self._ticks[i])
+        turns = round(leap / TICKS)
+        if not turns or abs(leap - turns * TICKS) > _STEP_TICKS:
+            return ticks
+        self._turns[i] -= turns * TICKS
+        if self.bus.table.counts_turns:  # it does so when it starts anew, and then it has no torque
+            self.faults.setdefault(self.ids[i], "has started anew: its power was interrupted")
+        return ticks - turns * TICKS
 
     def _state(self, *, whole: bool) -> ChainState:
         angles = (self._ticks - self._zero) * self._scale
@@ -211,7 +236,8 @@ class ServoChain:
         if bits & self._mask[motor]:
             self.faults[motor] = self.bus.errors(motor, bits)
 
-    def _fault_of_each(self) -> None:
+    def _look_for_faults(self) -> None:
+        self.faults.clear()
         for motor in self.ids:
             bits = self.bus.read(motor, "hardware_error")
             if bits & self._mask[motor]:
@@ -236,6 +262,16 @@ class ServoChain:
             self.torque[motor] = value == 1
         else:
             self._temperature[self.ids.index(motor)] = value
+
+    def _check_modes(self) -> None:
+        if not self.bus.table.counts_turns:
+            return
+        for motor in self.motors:
+            if abs(motor.homing_offset) > 1024 and self.bus.read(motor.id, "operating_mode") == 3:
+                raise DeviceError(
+                    f"{self.name}: {self.called(motor.id)} was set to position control, in which its homing offset "
+                    "does not count (e-Manual, Homing Offset); set operating mode 4, or run `robolearn calibrate`"
+                )
 
     def _check_shadows(self) -> None:
         angles = (self._ticks - self._zero) * self._scale

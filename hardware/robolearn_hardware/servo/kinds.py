@@ -64,7 +64,7 @@ class ServoConfig:
             plant=self.plant,
             usb_latency_s=self.usb_latency_s,
             wire_time=self.wire_time,
-            hand=self.leads,
+            hand_hz=0.1 if self.leads else 0.0,
         )
         address = twins.start(name, make).address
         path = Path(address).with_name("calibration.yaml")  # in the twin's folder, which goes with it

@@ -59,6 +59,8 @@ class ControlTable:
     """Ranges of addresses [first, last] that cannot be written."""
     offset_sign: int
     """present position = encoder + offset_sign * homing offset"""
+    counts_turns: bool
+    """Positions go on beyond one turn, and start anew within one when the motor does."""
     state: tuple[str, ...]
     """What is read in each tick, one block of neighbours: the first and the last register delimit it."""
     error_names: Mapping[int, str]
@@ -109,6 +111,7 @@ FEETECH_STS = ControlTable(
     ram=40,
     read_only=((0, 4), (56, 70)),
     offset_sign=-1,
+    counts_turns=False,
     state=("present_position", "present_velocity", "present_load", "present_temperature", "present_current"),
     error_names={0: "input voltage", 1: "angle sensor", 2: "over-temperature", 3: "over-current", 5: "overload"},
     baud_rates=(1_000_000, 500_000, 115_200, 57_600, 38_400),
@@ -153,6 +156,7 @@ DYNAMIXEL_X = ControlTable(
     ram=64,
     read_only=((0, 6), (70, 70), (120, 147)),
     offset_sign=1,
+    counts_turns=True,
     state=("present_current", "present_velocity", "present_position"),
     error_names={0: "input voltage", 2: "over-temperature", 3: "encoder", 4: "electrical shock", 5: "overload"},
     baud_rates=(1_000_000, 57_600, 2_000_000, 115_200, 3_000_000, 4_000_000, 9_600),

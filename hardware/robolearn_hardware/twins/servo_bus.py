@@ -24,7 +24,7 @@ import numpy as np
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.servo.calibration import Calibration
 from robolearn_hardware.servo.models import MODELS
-from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS, RAD_PER_TICK
+from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS
 from robolearn_hardware.twins.faults import Faults
 from robolearn_hardware.twins.plant import Motor, PlantSpec, make_plant
 from robolearn_hardware.twins.servo_motor import TwinMotor
@@ -34,9 +34,13 @@ _SPEEDS = {getattr(termios, name): int(name[1:]) for name in dir(termios) if nam
 _POSSIBLE = frozenset(
     {"lose", "corrupt", "truncate", "latency_s", "spikes", "silent", "hot", "frozen", "unplugged", "reboot"}
 )
+_IDLE_S = 0.02
+"""How often the motors move on while nobody asks them anything."""
 _SPIKE_NS = 50_000_000
 _STOP_MARGIN_RAD = 0.1
 """Between the calibrated ends of a joint and its mechanical stops."""
+_PLAY_RAD = math.radians(0.25)
+"""Of the gears: X series, 15 arcmin (e-Manual); STS3215, at most 0.5 deg (data sheet)."""
 _GAP_NS = 5_000_000
 """A request with a longer pause in it is given up."""
 _RETURN_DELAY_UNIT_NS = 2_000
@@ -61,7 +65,8 @@ class ServoBusTwin:
         numbers: Mapping[int, int] | None = None,
         duplicates: Mapping[int, int] | None = None,
         missing: Sequence[int] = (),
-        hand: bool = False,
+        hand_hz: float = 0.0,
+        reach: float = 0.5,
         seed: int = 0,
     ) -> None:
         """A bus of the motors of ``calibration``, which hold what it says in their EEPROM.
@@ -75,13 +80,14 @@ class ServoBusTwin:
             numbers: ID -> another model number than its own.
             duplicates: ID -> the ID that it wrongly has.
             missing: IDs of motors that are not there.
-            hand: a person slowly moves the arm while its motors are off.
+            hand_hz: how often a person moves the arm to and fro while its motors are off; 0: nobody does.
+            reach: share of each joint's range which that covers.
         """
         model = MODELS[calibration.arm]
         self._packets: Packets = FeetechPackets() if model.table is FEETECH_STS else DynamixelPackets()
         self._baud, self._usb_ns, self._wire_time = baud, round(usb_latency_s * SECOND_NS), wire_time
         self._byte_ns = 10 * SECOND_NS / baud
-        self._faults, self._random, self._hand = Faults(), random.Random(seed), hand
+        self._faults, self._random, self._hand = Faults(), random.Random(seed), hand_hz
         names = [*(joint.name for joint in model.joints), *([model.gripper] if model.gripper else [])]
         low, high = [], []
         for name in names:
@@ -92,10 +98,10 @@ class ServoBusTwin:
             high.append(last)
         middle = (np.array(low) + np.array(high)) / 2 if start is None else np.array(start, np.float64)
         kinds = [MOTORS[calibration.motors[joint.name].motor] for joint in model.joints]
-        motor = Motor(speed=min(kind.speed for kind in kinds), backlash=2 * RAD_PER_TICK)
+        motor = Motor(speed=min(kind.speed for kind in kinds), backlash=_PLAY_RAD)
         has_gripper = bool(model.gripper)
         spec = PlantSpec(model.name, middle, np.array(low), np.array(high), has_gripper, motor)
-        self._middle, self._reach = middle, np.minimum(middle - np.array(low), np.array(high) - middle) * 0.5
+        self._middle, self._reach = middle, np.minimum(middle - np.array(low), np.array(high) - middle) * reach
         self._plant = make_plant(plant, spec)
         self._motors: list[TwinMotor] = []
         self._entry: list[int] = []
@@ -183,7 +189,9 @@ class ServoBusTwin:
                 self._closing.wait(0.02)
                 continue
             try:
-                if not select.select([master], [], [], 0.05)[0]:
+                if not select.select([master], [], [], _IDLE_S)[0]:
+                    with self._lock:
+                        self._step(now_ns())
                     continue
                 data = os.read(master, 4096)
                 speed = _SPEEDS.get(termios.tcgetattr(master)[4])
@@ -299,7 +307,7 @@ class ServoBusTwin:
                 target[entry], limp[entry] = motor.goal(), False
         if self._hand and limp.all():
             limp[:] = False
-            target = self._middle + self._reach * math.sin(2 * math.pi * 0.1 * at_ns / SECOND_NS)
+            target = self._middle + self._reach * math.sin(2 * math.pi * self._hand * at_ns / SECOND_NS)
         self._plant.limp(limp)
         self._plant.target(target)
         self._plant.advance(at_ns)

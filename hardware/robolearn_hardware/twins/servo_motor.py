@@ -44,6 +44,8 @@ class TwinMotor:
         self._keep("model_number", self._number)
         self._keep("id", id)
         self._keep("temperature_limit", self.model.temperature_limit)
+        if self.table.counts_turns:
+            self._keep("operating_mode", 4)  # as calibration leaves it
         for register, value in stored_values(calibration).items():
             self._keep(register, value)
         self._memory[:] = self._stored
@@ -74,6 +76,12 @@ class TwinMotor:
         return self._feetech and (
             self["torque_limit"] == 0 or bool(self["hardware_error"] & self["unloading_condition"])
         )
+
+    @property
+    def _offset(self) -> int:
+        """The homing offset as far as it counts (e-Manual, "Homing Offset(20)")."""
+        offset = self["homing_offset"]
+        return 0 if self.table.counts_turns and self["operating_mode"] == 3 and abs(offset) > 1024 else offset
 
     @property
     def error(self) -> int:
@@ -121,7 +129,7 @@ class TwinMotor:
         ticks = self["goal_position"]
         if self._feetech:
             ticks = min(max(ticks, self["min_position_limit"]), self["max_position_limit"])
-        ticks -= self.table.offset_sign * (self["homing_offset"] - self._calibration.homing_offset) + (self._base or 0)
+        ticks -= self.table.offset_sign * (self._offset - self._calibration.homing_offset) + (self._base or 0)
         return self._calibration.opening(ticks) if self._grips else self._calibration.radians(ticks)
 
     def sense(self, angle: float, velocity: float, effort: float, dt_s: float) -> None:
@@ -148,8 +156,8 @@ class TwinMotor:
     def _present(self, encoder: float, speed: float, load: float) -> None:
         if self._base is None:  # after power-on it knows its place within one turn
             self._base = -math.floor(encoder / TICKS) * TICKS
-        position = round(encoder) + self.table.offset_sign * self["homing_offset"]
-        self["present_position"] = position % TICKS if self._feetech else position + self._base
+        position = round(encoder) + self.table.offset_sign * self._offset
+        self["present_position"] = position + self._base if self.table.counts_turns else position % TICKS
         self["present_velocity"] = round(speed * RAD_PER_TICK / self.model.velocity_unit)
         current = round(load * self.model.stall_current / self.model.current_unit)
         if self._feetech:

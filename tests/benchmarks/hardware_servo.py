@@ -1,0 +1,148 @@
+"""Loop rates of servo arms and how well their twins follow a sine, through the vendors' SDKs.
+
+    python tests/benchmarks/hardware_servo.py [--seconds 5]
+
+A loop reads the state of all motors and writes all goals, as fast as it goes. The twin is in a process of its own; its
+wire takes the time that the bytes take at 1 Mbaud, and its adapter holds each answer back for 1 ms (FTDI told to, and
+USB CDC) or 16 ms (FTDI as delivered); "no wire" is a wire that takes no time, which shows what the software takes.
+
+A sine of 0.5 Hz and 0.4 rad is sent at 100 Hz; its error is the commanded angle less the measured one at the time of
+its capture, and its delay is the one at which the two agree best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
+from robolearn_hardware.devices import Condition
+from robolearn_hardware.servo.arm import ServoArm
+from robolearn_hardware.servo.bus import ServoBus
+from robolearn_hardware.servo.calibration import default_calibration
+from robolearn_hardware.servo.dynamixel import DynamixelWire
+from robolearn_hardware.servo.feetech import FeetechWire
+from robolearn_hardware.servo.models import MODELS
+from robolearn_hardware.servo.registers import FEETECH_STS
+from robolearn_hardware.twins.process import Twin
+from robolearn_hardware.twins.servo_bus import ServoBusTwin
+
+ARMS = {
+    "so101": "SO-101, 6 Feetech STS3215",
+    "koch": "Koch, 6 Dynamixel XL430/XL330",
+    "viperx": "ViperX, 9 Dynamixel XM540/XM430",
+}
+WIRES = {
+    "no wire": {"wire_time": False},
+    "1 Mbaud, 1 ms USB": {"usb_latency_s": 0.001},
+    "1 Mbaud, 16 ms USB": {"usb_latency_s": 0.016},
+}
+SINE_HZ, SINE_RAD, CONTROL_HZ = 0.5, 0.4, 100.0
+
+
+@contextmanager
+def connected(kind: str, **options: Any) -> Iterator[ServoArm]:
+    model = MODELS[kind]
+    calibration = default_calibration(model)
+    wire = FeetechWire() if model.table is FEETECH_STS else DynamixelWire()
+    with Twin(functools.partial(ServoBusTwin, calibration, baud=model.baud, **options)) as twin:
+        bus = ServoBus(kind, wire, twin.address, model.baud, reply_s=0.03)
+        with ServoArm(kind, model, calibration, bus) as arm:
+            yield arm
+
+
+def rows(seconds: float = 5.0) -> list[dict[str, Any]]:
+    """Of ``hardware_loops.json``. cpu: share of one core that the driver's process takes."""
+    found = []
+    for kind, name in ARMS.items():
+        for wire, options in WIRES.items():
+            with connected(kind, **options) as arm:
+                goal = arm.state().positions
+                times, lost, busy, begun = [], 0, time.process_time(), time.monotonic()
+                while time.monotonic() - begun < seconds:
+                    start = time.perf_counter()
+                    lost += arm.state().condition is Condition.DEGRADED
+                    arm.command(goal, 0.5)
+                    times.append(time.perf_counter() - start)
+                took = time.monotonic() - begun
+                p50, p99 = np.percentile(times, [50, 99]) * 1e3
+                found.append(
+                    {
+                        "device": f"{name}, {wire}",
+                        "hz": round(len(times) / took, 1),
+                        "p50_ms": round(p50, 2),
+                        "p99_ms": round(p99, 2),
+                        "cpu": round((time.process_time() - busy) / took, 3),
+                        "lost": lost,
+                    }
+                )
+    return found
+
+
+def tracking_rows(seconds: float = 8.0) -> list[dict[str, Any]]:
+    """Of ``hardware_tracking.json``."""
+    found = []
+    for kind, name in ARMS.items():
+        with connected(kind) as arm:
+            middle = arm.state().positions
+            captured, measured = [], []
+            start = now_ns() + SECOND_NS // 10
+            for tick in range(round(seconds * CONTROL_HZ)):
+                wait_until_ns(start + tick * period_ns(CONTROL_HZ))
+                arm.command(middle + sine((now_ns() - start) / SECOND_NS), 0.5)
+                state = arm.state()
+                if state.condition is Condition.READY:
+                    captured.append((state.capture_ns - start) / SECOND_NS)
+                    measured.append(state.positions - middle)
+            times, angles = np.array(captured), np.array(measured)
+            later = times > 1.0
+            times, angles = times[later], angles[later]
+            delays = np.arange(0.0, 0.3, 0.002)
+            errors = [rms(angles - sine(times - delay)[:, None]) for delay in delays]
+            error = angles - sine(times)[:, None]
+            found.append(
+                {
+                    "device": f"{name}, {list(WIRES)[1]}",
+                    "rms_rad": round(rms(error), 4),
+                    "max_rad": round(float(np.abs(error).max()), 4),
+                    "delay_ms": round(1e3 * float(delays[int(np.argmin(errors))]), 1),
+                    "rms_without_delay_rad": round(min(errors), 4),
+                }
+            )
+    return found
+
+
+def sine(t_s: Any) -> Any:
+    return SINE_RAD * np.sin(2 * math.pi * SINE_HZ * np.asarray(t_s))
+
+
+def rms(error: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(error**2)))
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    seconds = parser.parse_args().seconds
+    show("read + write", rows(seconds))
+    show("following a sine of 0.5 Hz, 0.4 rad", tracking_rows(seconds + 3))
+
+
+if __name__ == "__main__":
+    main()
