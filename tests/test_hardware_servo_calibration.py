@@ -114,7 +114,7 @@ def test_fingerprints_differ_where_arms_do() -> None:
 
 def test_a_calibration_that_leaves_a_joint_no_range_is_refused() -> None:
     own = default_calibration(MODELS["so101"])
-    elbow = dataclasses.replace(own.motors["elbow_flex"], zero=4000)
+    elbow = dataclasses.replace(own.motors["elbow_flex"], zero=6000)
     with bench("so101") as it, pytest.raises(DeviceError, match="joint 2 would have no range left"):
         it.arm(dataclasses.replace(own, motors={**own.motors, "elbow_flex": elbow}))
 
