@@ -10,7 +10,7 @@ READY := .venv/.ready
 export SDL_VIDEODRIVER := dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lerobot lint check format clean
+.PHONY: help setup demo test test-lerobot franka-sim test-franka lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,14 +34,27 @@ LEROBOT := .venv-lerobot
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
 
-test-lerobot: $(READY) $(LEROBOT)/.ready  ## LeRobot itself loads our exports; needs Python 3.12 and 6 GB, and is no part of CI
+test-lerobot: $(READY) $(LEROBOT)/.ready  ## LeRobot itself loads our exports and drives our twins; needs Python 3.12 and 6 GB, and is no part of CI
 	rm -rf build/lerobot && mkdir -p build/lerobot
 	$(BIN)/python tests/lerobot/export.py build/lerobot
 	HF_HOME=$(CURDIR)/build/lerobot/.hub HF_HUB_OFFLINE=1 $(LEROBOT)/bin/python tests/lerobot/check.py build/lerobot
+	PYTHONPATH=data:hardware $(LEROBOT)/bin/python tests/lerobot/devices.py
 
 $(LEROBOT)/.ready:
 	"$(PYTHON312)" -m venv $(LEROBOT)
-	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset]==0.6.1'
+	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset,feetech]==0.6.1' pydantic
+	touch $@
+
+FRANKA_SIM := .venv-franka-sim
+
+franka-sim: $(FRANKA_SIM)/.ready  ## the environment of the Franka twin, which needs MuJoCo 4
+
+test-franka: $(READY) $(FRANKA_SIM)/.ready  ## the Franka driver against franky-sim; no part of CI
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_hardware_franka.py
+
+$(FRANKA_SIM)/.ready:
+	"$(PYTHON)" -m venv $(FRANKA_SIM)
+	$(FRANKA_SIM)/bin/python -m pip install 'franky-sim==1.0.4'
 	touch $@
 
 check: lint  ## lint, types and the tests that take less than ten seconds
@@ -57,5 +70,5 @@ format: $(READY)  ## bring the code into the style that lint checks
 	$(BIN)/ruff format
 
 clean:  ## remove the virtual environment, caches and built wheels; runs/ stays
-	rm -rf .venv .venv-lerobot build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lerobot .venv-franka-sim build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

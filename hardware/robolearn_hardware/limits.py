@@ -104,13 +104,17 @@ def velocity_range(model: str, positions: np.ndarray, firmware: str = "") -> tup
     """
     highest = limits_of(model, firmware).velocity
     lowest = -highest
-    for published in _published(model, firmware):
-        if (b := published.braking) is not None:
-            offset, deceleration = np.array(b.offset), np.array(b.deceleration)
-            up = np.sqrt(np.maximum(deceleration * (np.array(b.high) - positions), 0.0)) - offset
-            down = np.sqrt(np.maximum(deceleration * (positions - np.array(b.low)), 0.0)) - offset
-            highest, lowest = np.minimum(highest, np.maximum(up, 0.0)), np.maximum(lowest, -np.maximum(down, 0.0))
+    for braking in (p.braking for p in _published(model, firmware) if p.braking):
+        offset, deceleration = np.array(braking.offset), np.array(braking.deceleration)
+        up = np.sqrt(np.maximum(deceleration * (np.array(braking.high) - positions), 0.0)) - offset
+        down = np.sqrt(np.maximum(deceleration * (positions - np.array(braking.low)), 0.0)) - offset
+        highest, lowest = np.minimum(highest, np.maximum(up, 0.0)), np.maximum(lowest, -np.maximum(down, 0.0))
     return lowest, highest
+
+
+def brakes_early(model: str, firmware: str = "") -> bool:
+    """Whether ``velocity_range`` depends on the positions."""
+    return any(p.braking for p in _published(model, firmware))
 
 
 def narrowed(limits: JointLimits, other: JointLimits) -> JointLimits:

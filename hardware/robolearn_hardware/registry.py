@@ -9,8 +9,16 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Protocol, Self
 
+from robolearn_hardware.cameras.files import VideoConfig
+from robolearn_hardware.cameras.mjpeg import MjpegConfig
+from robolearn_hardware.cameras.realsense import RealSenseConfig, RealSenseFileConfig
+from robolearn_hardware.cameras.rtsp import RtspConfig
+from robolearn_hardware.cameras.uvc import UvcConfig
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
 from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
+from robolearn_hardware.network.franka import Fr3Config
+from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
+from robolearn_hardware.network.xarm import Lite6Config, Xarm5Config, Xarm6Config, Xarm7Config
 from robolearn_hardware.servo.kinds import (
     GelloConfig,
     KochConfig,
@@ -57,8 +65,25 @@ ARMS: dict[str, type[ArmConfig]] = {
     "so101": So101Config,
     "viperx": ViperXConfig,
     "widowx": WidowXConfig,
+    "ur3e": Ur3eConfig,
+    "ur5e": Ur5eConfig,
+    "ur10e": Ur10eConfig,
+    "ur16e": Ur16eConfig,
+    "ur20": Ur20Config,
+    "xarm5": Xarm5Config,
+    "xarm6": Xarm6Config,
+    "xarm7": Xarm7Config,
+    "lite6": Lite6Config,
+    "fr3": Fr3Config,
 }
-CAMERAS: dict[str, type[CameraConfig]] = {}
+CAMERAS: dict[str, type[CameraConfig]] = {
+    "mjpeg": MjpegConfig,
+    "realsense": RealSenseConfig,
+    "realsense_file": RealSenseFileConfig,
+    "rtsp": RtspConfig,
+    "uvc": UvcConfig,
+    "video": VideoConfig,
+}
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
 TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
     "gello": GelloConfig,

@@ -20,6 +20,8 @@ COMMANDS = {
     "data": "look at, check, import and export datasets",
     "find": "which port and which camera is which",
     "doctor": "look at this machine and at every device of a rig",
+    "calibrate": "joints of servo arms, cameras, latencies",
+    "teleop": "follower arms do what leader arms do",
     "demo": "collect, train, evaluate and deploy in one go",
 }
 """Command -> one line of help. Each is the module robolearn.cli.<command> with ``COMMANDS``: name -> (options, run)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from robolearn_data.formats.transfer import ImportFormatError, check_size, missing, one_line
+from robolearn_data.schema import UserError
 
 
 @contextmanager
@@ -33,8 +35,22 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         raise
     except (OSError, RuntimeError, KeyError) as error:
         raise ImportFormatError(f"{path} is not an HDF5 file, or is damaged: {one_line(error)}") from None
-    with file:
+    with file, damage(str(path)):
         yield file
+
+
+@contextmanager
+def damage(where: str, what: str = "cannot be read") -> Iterator[None]:
+    """Whatever h5py raises on bytes that are not what they should be becomes an ImportFormatError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        raised_in = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        if not raised_in.startswith("h5py"):
+            raise
+        raise ImportFormatError(f"{where} {what}: {one_line(error)}") from None
 
 
 def members(group: Any) -> dict[str, Any]:
@@ -45,14 +61,12 @@ def members(group: Any) -> dict[str, Any]:
     """
     import h5py
 
-    try:
+    with damage(place(group)):
         links = {str(name): group.get(name, getlink=True) for name in group}
         for name, link in links.items():
             if not isinstance(link, h5py.HardLink):
                 raise ImportFormatError(f"{place(group, name)} is a link, maybe to another file; store the data itself")
         return {name: group[name] for name in links}
-    except (OSError, RuntimeError, KeyError, UnicodeError) as error:
-        raise ImportFormatError(f"{place(group)} cannot be read: {one_line(error)}") from None
 
 
 def subgroup(group: Any, name: str) -> Any:
@@ -95,10 +109,8 @@ def read(array: Any, start: int, stop: int) -> np.ndarray:
     Raises:
         ImportFormatError: they cannot be read or decoded.
     """
-    try:
+    with damage(place(array), f"cannot be read near row {start}"):
         return np.asarray(array[start:stop])
-    except (OSError, RuntimeError, ValueError, MemoryError) as error:
-        raise ImportFormatError(f"{place(array)} cannot be read near row {start}: {one_line(error)}") from None
 
 
 def attributes(item: Any) -> dict[str, Any]:

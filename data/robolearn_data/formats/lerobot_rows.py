@@ -55,7 +55,7 @@ class RowReader:
         start, stop = self._places.get(episode.number, (0, 0))
         if stop - start != episode.length:
             raise ImportFormatError(f"{path} holds {stop - start} rows of the episode, meta says {episode.length}")
-        at = 0
+        at = found = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if at < stop and at + rows > start:
@@ -64,9 +64,12 @@ class RowReader:
                     first, last = max(start - before, 0), min(stop - before, batch.num_rows)
                     before += batch.num_rows
                     if last > first:
+                        found += last - first
                         part = batch.slice(first, last - first)
                         yield {key: self._values(path, key, part.column(key)) for key in columns}
             at += rows
+        if found != episode.length:
+            raise ImportFormatError(f"{path} gives {found} rows of the episode, its own header says {episode.length}")
 
     def _values(self, path: Path, key: str, column: pa.Array) -> Any:
         feature = self._info.features.get(key) or layout.Feature(key, layout.INDICES[key], (1,))

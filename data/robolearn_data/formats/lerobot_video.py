@@ -82,6 +82,8 @@ class VideoReader:
         """(instant, frame) from the last key frame before an instant on."""
         with av.open(str(self.path)) as container:
             stream = container.streams.video[0]
+            if stream.codec_context is None:  # the typing of PyAV knows nothing of it
+                raise ValueError("no decoder for what it says it holds")
             stream.codec_context.options = _limit(self.shape)
             if start_s > 0 and stream.time_base:
                 container.seek(max(int(start_s / stream.time_base) - 1, 0), backward=True, stream=stream)

@@ -93,7 +93,7 @@ def import_robomimic(
         episodes = []
         faults = Faults(on_broken)
         for name, demo in _demos(data):
-            with faults.caught():
+            with faults.caught(), hdf5.damage(hdf5.place(demo)):
                 columns = _columns(demo)
                 steps = _steps(demo, columns)
                 streams = {key: _stream(key, column) for key, column in columns.items()}
