@@ -158,6 +158,16 @@ def test_both_motors_of_a_joint_go_to_the_same_place() -> None:
         assert registers[3]["torque_enable"] == 1
 
 
+def test_a_gripper_grips_with_a_bounded_torque_and_gains_are_set() -> None:
+    with bench("koch") as it, it.arm():
+        registers = it.twin.observe()["registers"]
+        assert registers[6]["operating_mode"] == 5
+        assert registers[6]["goal_current"] == pytest.approx(0.35 * 1470, abs=1)
+        assert (registers[3]["position_p_gain"], registers[3]["position_d_gain"]) == (1500, 600)
+    with bench("so101") as it, it.arm():
+        assert it.twin.observe()["registers"][6]["torque_limit"] == 350
+
+
 def test_two_motors_of_a_joint_that_disagree_never_get_torque() -> None:
     model = MODELS["viperx"]
     right = default_calibration(model)
