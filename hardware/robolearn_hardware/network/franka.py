@@ -33,6 +33,7 @@ JOINTS = tuple(f"joint{i + 1}" for i in range(7))
 _PORTS = {1337: "robot control"}
 _GOAL_TOLERANCE = 0.01  # rad; only what the SDK calls "reached"
 _SETTLE_S = 1.0
+_OLDEST_NS = 20_000_000  # a robot stops when packets are later; and a simulator's clock may be slower than ours
 _RELEASED = "it follows nothing; a person may guide it by the buttons at its wrist; hold ends that"
 
 
@@ -127,9 +128,10 @@ class Fr3Session:
         except RuntimeError as error:
             raise DeviceGoneError(f"{self._name}: {_line(error)}; check cable and power, then connect") from None
         now = now_ns()
+        captured = self._clock.map(round(state.time.to_sec() * SECOND_NS), now)
         condition, reason = self._condition(state)
         return Reading(
-            self._clock.map(round(state.time.to_sec() * SECOND_NS), now),
+            max(captured, now - _OLDEST_NS),
             now,
             condition,
             np.array(state.q),

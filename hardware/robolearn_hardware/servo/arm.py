@@ -23,6 +23,7 @@ from robolearn_hardware.servo.models import ServoArmModel
 from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS, MotorModel
 
 _RATE_HZ = 100.0
+_DEADLINE_S = 9.0
 _OUTSIDE_RAD = 0.06
 """How far outside its limits a joint may stand at connect: play, and sagging onto the stop."""
 _COOL_C = 10
@@ -52,15 +53,16 @@ class ServoArm:
     def connect(self) -> None:
         """Nothing moves: the goal is where it stands before torque comes on. Torque that was on stays on, unless a
         motor needs a setting that it takes only without."""
-        self._chain.connect()
         try:
-            self.info = dataclasses.replace(self.info, firmware=self._chain.firmware())
-            if outside := self._chain.outside(self.info.limits, _OUTSIDE_RAD):
-                raise DeviceError(f"{self.info.name}: {outside}; move it inside by hand, then connect again")
-            if self._chain.faults:
-                self._condition = Condition.FAULT
-                raise NotReadyError(self._why())
-            self._engage()
+            with self._bus.within(_DEADLINE_S):
+                self._chain.connect()
+                self.info = dataclasses.replace(self.info, firmware=self._chain.firmware())
+                if outside := self._chain.outside(self.info.limits, _OUTSIDE_RAD):
+                    raise DeviceError(f"{self.info.name}: {outside}; move it inside by hand, then connect again")
+                if self._chain.faults:
+                    self._condition = Condition.FAULT
+                    raise NotReadyError(self._why())
+                self._engage()
         except NotReadyError:
             raise
         except BaseException:
@@ -102,7 +104,8 @@ class ServoArm:
         self._require_connection()
         self._chain.read()
         if self._condition is Condition.RELEASED:
-            self._engage()
+            with self._bus.within(_DEADLINE_S):
+                self._engage()
         else:
             self._stay()
 
@@ -117,12 +120,13 @@ class ServoArm:
         if not self._bus.is_open:
             raise NotReadyError(f"{self.info.name} is not connected; connect first")
         try:
-            for motor in self._chain.faults:
-                self._restart(motor)
-            self._chain.start()
-            if self._chain.faults:
-                raise NotReadyError(self._why())
-            self._engage()
+            with self._bus.within(_DEADLINE_S):
+                for motor in self._chain.faults:
+                    self._restart(motor)
+                self._chain.start()
+                if self._chain.faults:
+                    raise NotReadyError(self._why())
+                self._engage()
         except NotReadyError:
             raise
         except DeviceError as error:

@@ -90,13 +90,9 @@ class ServoChain:
             DeviceError: as ``ServoBus.open`` and ``check_calibration``; or two motors of one joint disagree.
         """
         self.bus.open()
-        try:
-            check_calibration(self.bus, self.calibration)
-            self._check_modes()
-            self.start()
-        except BaseException:
-            self.bus.close()
-            raise
+        check_calibration(self.bus, self.calibration)
+        self._check_modes()
+        self.start()
 
     def start(self) -> None:
         """Read every motor anew, after connecting or after one has restarted."""
@@ -144,7 +140,9 @@ class ServoChain:
             self._temperature[i] = values.get("present_temperature", self._temperature[i])
             self._captured[i], self._silent_ns[i] = (start + end) // 2, None
             self._notice(motor, reading.error, end)
-        self._order.sort(key=lambda motor: motor not in found)
+        if silent := next((motor for motor in self._order if motor not in found), None):
+            self._order.remove(silent)  # those behind it may only have waited for it
+            self._order.append(silent)
         if found:
             self._received = end
         for i, motor in enumerate(self.ids):
