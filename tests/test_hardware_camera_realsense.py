@@ -68,6 +68,17 @@ def test_pictures_come_in_order_with_their_own_times_and_the_intrinsics_of_the_d
     assert camera.info.depth_m == pytest.approx(0.001)
 
 
+def test_pictures_that_nobody_read_are_skipped(config: RealSenseConfig) -> None:
+    camera = config.open("front")
+    camera.connect()
+    first = camera.read()
+    time.sleep(1)
+    second = camera.read()
+    camera.close()
+    assert second.number - first.number > 5
+    assert read_time(second.colour) - read_time(first.colour) > SECOND_NS // 2
+
+
 def test_depth_is_aligned_to_the_colour_picture(config: RealSenseConfig) -> None:
     """The virtual depth camera stands 15 mm beside: the bar, 0.5 m away, is 9 pixels elsewhere before alignment."""
     camera = config.open("front")
