@@ -4,8 +4,7 @@ libfranka moves the robot's 1 kHz reference towards the newest target within the
 come at any rate and a missed one is not a missed packet; the robot's own joint impedance controller follows. When this
 process is gone the robot stops by itself after 20 ms without a packet.
 
-pylibfranka speaks to the Research 3 (robot system 5.x). The older robot (FER, Panda) ends at libfranka 0.9, for which
-there is no pylibfranka; it is refused with that reason.
+pylibfranka speaks to the Research 3 only; ``fer.py`` drives the older robot (FER, Panda).
 SDK, modes and errors: Franka Control Interface documentation, https://frankarobotics.github.io.
 """
 
