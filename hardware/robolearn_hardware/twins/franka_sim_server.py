@@ -95,6 +95,7 @@ def main() -> None:
         robot = sim.add_robot(initial_q=start)
         with simulation_server.SimulationServer(sim, hostname_candidates=hosts) as servers:
             server = servers.robot_servers[0]
+            servers.run_once()  # its state is not there before
             print(json.dumps(robot.hostname), flush=True)
             threading.Thread(target=_listen, args=(requests,), daemon=True).start()
             unplugged = False
