@@ -26,8 +26,9 @@ from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
 from robolearn_hardware.network.franka_hand import Hand
-from robolearn_hardware.network.link import LinkedArm, Reading, Speed
+from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
+from robolearn_hardware.network.session import Pace, Reading
 from robolearn_hardware.twins.host import Twins
 
 Seven = tuple[float, float, float, float, float, float, float]
@@ -63,9 +64,7 @@ class FerConfig:
     """N, and N m, at the tool: likewise."""
 
     def open(self, name: str) -> LinkedArm:
-        return LinkedArm(
-            _info(name, self), partial(FerSession, name, self), Speed(self.rate_hz, self.rate_hz, self.speed)
-        )
+        return LinkedArm(_info(name, self), partial(FerSession, name, self), Pace(self.rate_hz, self.speed))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.address == "twin":
@@ -78,7 +77,7 @@ def _info(name: str, config: FerConfig) -> ArmInfo:
 
 
 class FerSession:
-    """A ``link.Session``."""
+    """A ``session.Session``."""
 
     def __init__(self, name: str, config: FerConfig) -> None:
         self._name = name

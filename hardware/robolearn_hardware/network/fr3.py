@@ -23,8 +23,9 @@ from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
 from robolearn_hardware.network.franka_hand import Hand
-from robolearn_hardware.network.link import LinkedArm, Reading, Speed
+from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
+from robolearn_hardware.network.session import Pace, Reading
 from robolearn_hardware.twins.franka import FrankaTwin
 from robolearn_hardware.twins.host import Twins
 
@@ -55,9 +56,7 @@ class Fr3Config:
     """N, and N m, at the tool: likewise."""
 
     def open(self, name: str) -> LinkedArm:
-        return LinkedArm(
-            _info(name, self), partial(Fr3Session, name, self), Speed(self.rate_hz, self.rate_hz, self.speed)
-        )
+        return LinkedArm(_info(name, self), partial(Fr3Session, name, self), Pace(self.rate_hz, self.speed))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.address != "twin":
@@ -70,7 +69,7 @@ def _info(name: str, config: Fr3Config) -> ArmInfo:
 
 
 class Fr3Session:
-    """A ``link.Session``."""
+    """A ``session.Session``."""
 
     def __init__(self, name: str, config: Fr3Config) -> None:
         self._name = name

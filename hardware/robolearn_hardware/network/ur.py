@@ -21,8 +21,9 @@ from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
-from robolearn_hardware.network.link import SILENCE_S, LinkedArm, Reading, Speed
+from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
+from robolearn_hardware.network.session import SILENCE_S, Pace, Reading
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.ur.server import UrTwin
 
@@ -74,7 +75,7 @@ class UrConfig:
     """What moves behind the twin, see ``twins.plant.make_plant``."""
 
     def open(self, name: str) -> LinkedArm:
-        return LinkedArm(_info(name, self), partial(UrSession, name, self), Speed(self.rate_hz, self.rate_hz))
+        return LinkedArm(_info(name, self), partial(UrSession, name, self), Pace(self.rate_hz))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.address != "twin":
@@ -108,7 +109,7 @@ def _info(name: str, config: UrConfig, serial: str = "", firmware: str = "") -> 
 
 
 class UrSession:
-    """A ``link.Session``."""
+    """A ``session.Session``."""
 
     def __init__(self, name: str, config: UrConfig) -> None:
         self._name = name
