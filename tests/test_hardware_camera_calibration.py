@@ -25,9 +25,10 @@ from robolearn_hardware.cameras.calibration import (
 from robolearn_hardware.cameras.calibration_file import CalibrationFile, read_calibration, write_calibration
 from robolearn_hardware.cameras.latency import joint_speed, latency_by_correlation, picture_speed
 from robolearn_hardware.cameras.mjpeg import MjpegConfig
-from robolearn_hardware.cameras.process import CameraProcess
+from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.clock import SECOND_NS
 from robolearn_hardware.devices import DeviceError
+from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.mjpeg import MjpegTwin
 from robolearn_hardware.twins.pictures import PictureSpec, make_pictures, read_time
@@ -228,6 +229,17 @@ def test_a_calibration_file_is_read_as_it_was_written(pictures: list[np.ndarray]
     assert found.hand_eye is not None
     np.testing.assert_array_equal(found.hand_eye.rotation_wxyz, eye.rotation_wxyz)
     assert found.hand_eye.view_errors_mm == eye.view_errors_mm
+
+
+def test_a_camera_knows_the_lens_of_the_file_that_its_rig_names(tmp_path: Path) -> None:
+    write_calibration(tmp_path / "front.yaml", CalibrationFile("", LENS))
+    rig = tmp_path / "rig.yaml"
+    rig.write_text("cameras: {front: {kind: mjpeg, url: twin, calibration: front.yaml}}")
+    with with_twins(load_rig(rig)) as (reachable, _), open_cameras(reachable.cameras) as cameras:
+        np.testing.assert_array_equal(cameras["front"].info.matrix, MATRIX)  # pyright: ignore[reportArgumentType]
+    rig.write_text("cameras: {front: {kind: uvc, device: 0, width: 800, calibration: front.yaml}}")
+    with pytest.raises(DeviceError, match="is of pictures of 640x480, not 800x480; calibrate at the size"):
+        load_rig(rig).cameras["front"].open("front")
 
 
 def test_a_file_that_is_no_calibration_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from robolearn_hardware.cameras.mjpeg import MjpegConfig
 from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import DeviceError, DeviceGoneError, DeviceTimeoutError
+from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.ring import Ring, RingHandle
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.pictures import read_time
@@ -52,51 +55,47 @@ def camera(config: MjpegConfig, twins: Twins) -> Iterator[CameraProcess]:
     twins["front"].fault()
 
 
-def hammer(handles: dict[str, RingHandle], end: Event, results: Any) -> None:
-    """Read both rings as fast as possible; put how many pictures were read, and how many were of two frames."""
+def hammer(handles: dict[str, RingHandle], end: Event, counts: Any) -> None:
+    """Read both rings as fast as possible; count how many pictures were read, and how many were of two frames."""
     rings = [Ring.attach(handle) for handle in handles.values()]
-    read = torn = 0
     while not end.is_set():
         for ring in rings:
             record = ring.read(ring.count - 1)
             if record is not None:
-                read += 1
-                torn += bool((record["value"] != record["value"].flat[0]).any())
-    results.put((read, torn))
+                counts[0] += 1
+                counts[1] += bool((record["value"] != record["value"].flat[0]).any())
+
+
+@contextmanager
+def hammering(camera: CameraProcess, readers: int) -> Iterator[list[tuple[SpawnProcess, Any]]]:
+    """So many processes with their counts."""
+    context = multiprocessing.get_context("spawn")
+    end = context.Event()
+    started = []
+    for _ in range(readers):
+        counts = context.Array("q", 2)
+        process = context.Process(target=hammer, args=(camera.handles(), end, counts))
+        process.start()
+        started.append((process, counts))
+    yield started
+    end.set()
+    for process, _ in started:
+        process.join()
 
 
 def test_no_reader_ever_gets_a_torn_picture_however_fast_the_camera_laps_it() -> None:
-    context = multiprocessing.get_context("spawn")
-    end, results = context.Event(), context.SimpleQueue()
-    with CameraProcess("fast", FakeConfig(), slots=2) as camera:
-        readers = [context.Process(target=hammer, args=(camera.handles(), end, results)) for _ in range(2)]
-        for reader in readers:
-            reader.start()
-        time.sleep(4)
-        published = camera.ring.count
-        end.set()
-        counts = [results.get() for _ in readers]
-        for reader in readers:
-            reader.join()
-    assert published > 200
-    assert all(read > 100 for read, _ in counts)
-    assert [torn for _, torn in counts] == [0, 0]
+    with CameraProcess("fast", FakeConfig(), slots=2) as camera, hammering(camera, 2) as readers:
+        wait_until(lambda: min(counts[0] for _, counts in readers) > 3000)
+        assert [counts[1] for _, counts in readers] == [0, 0]
 
 
 def test_a_reader_that_stands_still_does_not_hold_up_the_camera() -> None:
-    context = multiprocessing.get_context("spawn")
-    end, results = context.Event(), context.SimpleQueue()
-    with CameraProcess("fast", FakeConfig()) as camera:
-        reader = context.Process(target=hammer, args=(camera.handles(), end, results))
-        reader.start()
-        wait_frames(camera, 100)
+    with CameraProcess("fast", FakeConfig()) as camera, hammering(camera, 1) as [(reader, counts)]:
+        wait_until(lambda: counts[0] > 10)
         assert reader.pid is not None
         os.kill(reader.pid, signal.SIGSTOP)
         wait_frames(camera, 500)
         os.kill(reader.pid, signal.SIGCONT)
-        end.set()
-        results.get()
-        reader.join()
 
 
 def test_frames_have_the_fields_a_recorder_expects_and_the_times_written_in_their_pictures(
@@ -190,6 +189,12 @@ def test_a_camera_that_cannot_be_opened_says_so_and_leaves_nothing_behind() -> N
     ):
         pass
     assert {name for name in os.listdir("/dev/shm") if f"-{os.getpid()}-" in name} <= before
+
+
+def test_rings_that_shared_memory_has_no_room_for_are_refused_before_anything_is_killed() -> None:
+    message = r"'fake' needs \d+ MiB of shared memory, /dev/shm has \d+; .*--shm-size"
+    with pytest.raises(DeviceError, match=message), CameraProcess("fake", FakeConfig(), slots=10_000_000):
+        pass
 
 
 def test_several_start_at_the_same_time_and_all_end_when_one_cannot_start(config: MjpegConfig) -> None:
@@ -298,3 +303,20 @@ def test_a_camera_unplugged_in_mid_episode_leaves_holes_and_the_recorder_goes_on
     np.testing.assert_array_equal(dataset.read("action")[:, 0], np.arange(len(valid)))
     for row in np.flatnonzero(valid):  # each row has the picture of its own time, before and after the gap
         assert 0 <= times[row] - read_time(pictures[row]) < 500 * MS
+
+
+def test_the_twin_rig_of_cameras_opens_every_kind_and_the_real_one_is_like_it() -> None:
+    folder = Path(__file__).resolve().parent.parent / "hardware" / "rigs"
+    real, twin = load_rig(folder / "cameras.yaml"), load_rig(folder / "cameras_twin.yaml")
+    assert real.cameras.keys() == twin.cameras.keys()
+    assert real.placement == twin.placement
+    with with_twins(twin) as (rig, _), open_cameras(rig.cameras, {"door": rig.where("door").latency_ms}) as cameras:
+        for camera in cameras.values():
+            wait_frames(camera, 3)
+            found = camera.ring.newest()
+            assert found is not None
+            late_ns = found[1]["capture_ns"] - read_time(found[1]["value"])
+            assert -180 * MS <= late_ns < SECOND_NS
+        sizes = {name: (camera.info.width, camera.info.height) for name, camera in cameras.items()}
+        assert sizes == {"wrist": (640, 480), "front": (640, 480), "table": (640, 480), "door": (1280, 720)}
+        assert [name for name, camera in cameras.items() if camera.depth_ring is not None] == ["wrist"]

@@ -43,7 +43,7 @@ def config(twins: Twins) -> RealSenseConfig:
 
 @pytest.fixture
 def context(config: RealSenseConfig) -> Iterator[VirtualContext]:
-    virtual = VirtualContext(str(config.serial))
+    virtual = VirtualContext(config.serial)
     yield virtual
     virtual.close()
 
@@ -122,7 +122,7 @@ def test_a_device_clock_that_drifts_and_starts_anew_is_followed() -> None:
 
 def test_several_cameras_are_told_apart_by_their_serial_numbers(twins: Twins) -> None:
     configs = {name: replace(SMALL, depth=False).with_twin(name, twins) for name in ("left", "right")}
-    virtual = VirtualContext(*(str(config.serial) for config in configs.values()))
+    virtual = VirtualContext(*(config.serial for config in configs.values()))
     assert sorted(serial for serial, _ in list_realsense(virtual.context)) == ["twin-left", "twin-right"]
     with pytest.raises(DeviceError, match="several are there; connected: twin-left, twin-right"):
         RealSense("any", replace(SMALL, serial=""), virtual.context).connect()
@@ -145,7 +145,7 @@ def test_several_cameras_are_told_apart_by_their_serial_numbers(twins: Twins) ->
 def test_a_wrong_serial_number_is_answered_with_those_that_are_there(context: VirtualContext) -> None:
     start = time.monotonic()
     with pytest.raises(DeviceGoneError, match="no RealSense has the serial number 838212070384; connected: twin-front"):
-        RealSense("front", RealSenseConfig(838212070384), context.context).connect()
+        RealSense("front", RealSenseConfig("838212070384"), context.context).connect()
     assert time.monotonic() - start < 5  # librealsense itself would wait for 15 s
 
 
@@ -242,7 +242,7 @@ def test_frames_lost_on_the_wire_are_counted_by_their_numbers(config: RealSenseC
 
 def record(config: RealSenseConfig, path: Path, frames: int) -> None:
     """A recording by librealsense itself."""
-    virtual = VirtualContext(str(config.serial))
+    virtual = VirtualContext(config.serial)
     wanted = rs.config()
     wanted.enable_device(virtual.serials[0])
     wanted.enable_stream(rs.stream.color, 320, 240, rs.format.rgb8, 30)
@@ -308,4 +308,7 @@ def test_a_rig_file_that_says_twin_runs_the_ordinary_driver(tmp_path: Path) -> N
             wait_frames(camera, 2)
     path.write_text("cameras: {wrist: {kind: realsense, serial: twin, exposure_ms: bright}}")
     with pytest.raises(DeviceError, match="cameras, wrist: exposure_ms"):
+        load_rig(path)
+    path.write_text("cameras: {wrist: {kind: realsense, serial: 036522070660}}")  # YAML reads an octal number
+    with pytest.raises(DeviceError, match="cameras, wrist: serial: Input should be a valid string"):
         load_rig(path)

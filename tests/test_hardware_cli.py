@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
 from robolearn.cli.main import main
+from robolearn_hardware.cameras.calibration_file import read_calibration
 from robolearn_hardware.machine import check_machine, measure_lateness
 from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.servo.calibration import load_calibration
@@ -146,3 +150,49 @@ def test_calibrate_joints_writes_a_calibration_with_which_the_arm_is_opened_agai
 def test_calibrate_names_the_devices_that_it_can_calibrate(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", "joints", str(SO101), "camera"]) == 2
     assert "no servo arm 'camera'; valid: follower, leader" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_calibrate_latency_finds_that_of_a_twin_and_moves_it_back(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", "latency", str(SO101), "follower", "--seconds", "6"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"follower: \{latency_ms: (\d+)\}", said)
+    assert found, said
+    assert 20 <= int(found[1]) <= 250, "the twin's motors lag by 50 ms; a busy machine adds some"
+    assert main(["calibrate", "latency", str(SO101), "camera"]) == 2
+    assert "has arms follower and cameras none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_calibrate_camera_finds_the_lens_that_rendered_a_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cv2", reason="needs robolearn[cameras]")
+    from test_hardware_camera_calibration import BOARD, MATRIX, many_views, render
+
+    with av.open(str(tmp_path / "board.mp4"), "w") as file:
+        stream: Any = file.add_stream("libx264", rate=4, options={"crf": "10"})
+        pictures = [render(view) for view in many_views(30.0)]
+        stream.height, stream.width = pictures[0].shape[:2]
+        for picture in pictures:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    (tmp_path / "rig.yaml").write_text("cameras: {front: {kind: video, path: board.mp4}}")
+    board = ["--board.columns", str(BOARD.columns), "--board.rows", str(BOARD.rows)]
+    board += ["--board.square-mm", str(BOARD.square_m * 1000), "--board.marker-mm", str(BOARD.marker_m * 1000)]
+    assert main(["calibrate", "camera", str(tmp_path / "rig.yaml"), "front", "--pictures", "14", *board]) == 0
+    assert "focal length" in capsys.readouterr().out
+    lens = read_calibration(tmp_path / "front.yaml").lens
+    assert np.abs(lens.matrix - MATRIX).max() < 10
+    assert main(["calibrate", "camera", str(tmp_path / "rig.yaml"), "front", "--seconds", "1"]) == 2
+    assert "8 are needed" in capsys.readouterr().err
+
+
+def test_calibrate_board_says_how_large_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cv2", reason="needs robolearn[cameras]")
+    assert (
+        main(["calibrate", "board", str(tmp_path / "board.png"), "--board.square-mm", "20", "--board.marker-mm", "15"])
+        == 0
+    )
+    assert "200 x 140 mm" in capsys.readouterr().out
+    assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")

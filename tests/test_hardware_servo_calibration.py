@@ -112,6 +112,13 @@ def test_fingerprints_differ_where_arms_do() -> None:
     assert own.fingerprint != other.fingerprint
 
 
+def test_a_calibration_that_leaves_a_joint_no_range_is_refused() -> None:
+    own = default_calibration(MODELS["so101"])
+    elbow = dataclasses.replace(own.motors["elbow_flex"], zero=4000)
+    with bench("so101") as it, pytest.raises(DeviceError, match="joint 2 would have no range left"):
+        it.arm(dataclasses.replace(own, motors={**own.motors, "elbow_flex": elbow}))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_calibrating_the_middle_makes_it_the_middle_and_the_motors_remember(kind: str) -> None:
     """The twin's motors were mounted anyhow: half a turn and more away from where the model has them."""

@@ -208,10 +208,10 @@ def test_a_silent_motor_leaves_the_others_readable_becomes_a_fault_and_recovers(
         stands = read_until(arm, ready).positions
         it.fault(silent=(2,))
         assert arm.state().condition is Condition.DEGRADED
-        arm.command(stands + np.array([0.3, 0, 0, 0, 0]))
+        arm.command(stands + np.array([0, 0, 0, 0.3, 0]))
         state = read_until(arm, lambda s: s.condition is Condition.FAULT)
         assert state.condition is Condition.FAULT
-        assert state.positions[0] > stands[0] + 0.1
+        assert state.positions[3] > stands[3] + 0.1  # behind the silent one in the order of the bus
         with pytest.raises(NotReadyError, match=r"motor 2 \(shoulder_lift\): does not answer"):
             arm.command(stands)
         with pytest.raises(NotReadyError, match="check its cable"):
@@ -319,28 +319,60 @@ def test_no_reading_takes_long_however_late_the_answers_are(kind: str) -> None:
         assert worst_of(arm, 2.0) < 1.0
 
 
-def test_connecting_to_a_bus_that_garbles_everything_ends_in_time(kind: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [{"corrupt": 1.0}, {"latency_s": 0.05}, {"lose": 0.6}])
+def test_connecting_to_a_bad_bus_ends_in_time(kind: str, fault: dict[str, float]) -> None:
     with bench(kind) as it:
-        it.fault(corrupt=1.0)
+        it.fault(**fault)
         begun = time.monotonic()
         with pytest.raises(DeviceError):
             it.arm().connect()
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < 11  # 10 by contract; other processes may be in the way
 
 
 def test_a_late_answer_does_not_answer_the_next_question(kind: str) -> None:
     """The answer to a read of one register, after its time, must not pass for another register's value."""
     with bench(kind) as it:
-        bus = it.bus(reply_s=0.01)
+        bus = it.bus(reply_s=0.015)
         bus.open()
-        position = bus.read(1, "present_position")
+        position = bus.read(1, "present_temperature")
         it.fault(latency_s=0.02)
-        with pytest.raises(DeviceTimeoutError):
-            bus.read(1, "model_number", tries=1)
-        time.sleep(0.03)
-        it.fault()
-        assert abs(bus.read(1, "present_position") - position) < 5
+        for _ in range(10):
+            with pytest.raises(DeviceTimeoutError):
+                bus.read(1, "torque_enable", tries=1)
+            try:
+                assert bus.read(1, "present_temperature", tries=1) == position
+            except DeviceTimeoutError:
+                continue
         bus.close()
+
+
+def test_the_answer_to_one_question_is_no_answer_to_another_of_other_length(kind: str) -> None:
+    with bench(kind) as it:
+        bus = it.bus(reply_s=0.015)
+        bus.open()
+        bus._lost = lambda: None  # type: ignore[method-assign]  # without the count that tells late answers apart
+        it.fault(latency_s=0.02)
+        for _ in range(5):
+            with pytest.raises(DeviceTimeoutError):
+                bus.read(1, "model_number", tries=1)
+            with pytest.raises(DeviceTimeoutError):
+                bus.read(1, "present_temperature", tries=1)
+            time.sleep(0.1)
+        bus.close()
+
+
+def test_an_unplugged_bus_lets_go_of_its_port(kind: str) -> None:
+    before = open_files()
+    with bench(kind) as it:
+        bus = it.bus()
+        bus.open()
+        it.fault(unplugged=True)
+        with pytest.raises(DeviceGoneError):
+            bus.read(1, "model_number")
+        assert not bus.is_open
+        bus.close()
+    assert open_files() == before
 
 
 def test_the_bench_leaves_nothing_open() -> None:

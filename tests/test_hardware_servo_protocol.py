@@ -54,6 +54,22 @@ def test_negative_numbers_are_as_the_vendors_publish_them() -> None:
     assert Register(132, 4, signed=True).decode(bytes([0xFF] * 4)) == -1  # Dynamixel X: two's complement
 
 
+def test_registers_that_move_a_motor_lie_where_the_vendors_publish_them() -> None:
+    """The twins read the same tables as the drivers, so these are written down a second time."""
+    feetech = {"model_number": 3, "homing_offset": 31, "torque_enable": 40, "goal_position": 42, "torque_limit": 48}
+    feetech |= {"lock": 55, "present_position": 56, "present_velocity": 58, "present_load": 60, "hardware_error": 65}
+    feetech |= {"present_temperature": 63, "present_current": 69, "min_position_limit": 9, "max_position_limit": 11}
+    dynamixel = {"model_number": 0, "operating_mode": 11, "homing_offset": 20, "torque_enable": 64}
+    dynamixel |= {"hardware_error": 70, "goal_current": 102, "goal_position": 116, "present_current": 126}
+    dynamixel |= {"present_velocity": 128, "present_position": 132, "present_temperature": 146, "shutdown": 63}
+    dynamixel |= {"max_position_limit": 48, "min_position_limit": 52, "profile_velocity": 112}
+    for table, published in ((FEETECH_STS, feetech), (DYNAMIXEL_X, dynamixel)):
+        assert {name: table[name].address for name in published} == published
+    sizes = {DYNAMIXEL_X[name].size for name in ("goal_position", "present_position", "homing_offset")}
+    assert sizes == {4}
+    assert {FEETECH_STS[name].size for name in ("goal_position", "present_position", "homing_offset")} == {2}
+
+
 def test_registers_of_a_table_do_not_overlap() -> None:
     for table in (FEETECH_STS, DYNAMIXEL_X):
         used: set[int] = set()
@@ -111,8 +127,8 @@ def responder(answer: Callable[[bytes], bytes], *, babble: bytes = b"") -> Itera
         while not stop.is_set():
             try:
                 if babble:
-                    os.write(master, babble)
-                    time.sleep(0.0005)
+                    os.write(master, babble)  # until the terminal is full
+                    continue
                 if request := os.read(master, 4096):
                     os.write(master, answer(request))
             except BlockingIOError:
@@ -175,9 +191,9 @@ def test_a_line_that_never_stops_talking_does_not_hang_the_driver(
 ) -> None:
     packets = FeetechPackets() if wire is FeetechWire else DynamixelPackets()
     bytes_of = {
-        "noise": random.Random(0).randbytes(300),
-        "packets of another motor": packets.status(77, 0, b"abc") * 20,
-        "headers": b"\xff\xff\xfd\x00\x01" * 40,
+        "noise": random.Random(0).randbytes(2000),
+        "packets of another motor": packets.status(77, 0, b"abc") * 200,
+        "headers": b"\xff\xff\xfd\x00\x01" * 400,
     }
     with responder(lambda request: b"", babble=bytes_of[babble]) as port:
         bus = ServoBus("arm", wire(), port, 1_000_000, reply_s=0.005)

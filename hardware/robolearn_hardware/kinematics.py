@@ -33,6 +33,19 @@ class Pose:
     quaternion: np.ndarray
     """(4,) w, x, y, z; of length 1 where this module returns it"""
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """T_base_tool (4, 4)."""
+        w, x, y, z = self.quaternion
+        made = np.eye(4)
+        made[:3, :3] = (
+            (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        )
+        made[:3, 3] = self.position
+        return made
+
 
 @dataclass(frozen=True, eq=False)
 class Twist:

@@ -7,6 +7,7 @@ named. It must have been calibrated with LeRobot's own command before.
 
 from __future__ import annotations
 
+import contextlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -132,8 +133,9 @@ class LeRobotArm:
         self.connect()
 
     def close(self) -> None:
-        if self._robot.is_connected:
-            _asked(self.info.name, self._robot.disconnect)
+        with contextlib.suppress(DeviceError):  # one that is gone cannot be told
+            if self._robot.is_connected:
+                _asked(self.info.name, self._robot.disconnect)
 
 
 class LeRobotTeleoperator:
@@ -160,13 +162,15 @@ class LeRobotTeleoperator:
         )
 
     def close(self) -> None:
-        if self._teleoperator.is_connected:
-            _asked(self._name, self._teleoperator.disconnect)
+        with contextlib.suppress(DeviceError):
+            if self._teleoperator.is_connected:
+                _asked(self._name, self._teleoperator.disconnect)
 
 
 def _made(group: Literal["robots", "teleoperators"], name: str, kind: str, settings: Mapping[str, Any]) -> Any:
     """LeRobot's object of the registered ``kind``, not connected."""
     try:
+        import draccus  # pyright: ignore[reportMissingImports]
         import lerobot.robots  # pyright: ignore[reportMissingImports]
         import lerobot.teleoperators  # pyright: ignore[reportMissingImports]
         from lerobot.robots import RobotConfig, make_robot_from_config  # pyright: ignore[reportMissingImports]
@@ -191,7 +195,7 @@ def _made(group: Literal["robots", "teleoperators"], name: str, kind: str, setti
     if kind not in known:
         raise DeviceError(f"{name}: LeRobot has no {kind!r} here; valid: {', '.join(sorted(known))}")
     try:
-        return make(known[kind](**settings))
+        return make(draccus.decode(known[kind], dict(settings)))
     except Exception as error:
         raise DeviceError(f"{name}: LeRobot refuses its settings: {_one_line(error)}") from error
 

@@ -22,7 +22,7 @@ SDKS = {
     "dynamixel": "dynamixel-sdk",
     "ur": "ur-rtde",
     "xarm": "xarm-python-sdk",
-    "franka": "franky-control",
+    "franka": "pylibfranka",
     "realsense": "pyrealsense2",
     "cameras": "opencv-python",
     "kinematics": "mink",

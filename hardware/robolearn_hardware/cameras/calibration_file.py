@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from robolearn_hardware.cameras.calibration import CameraCalibration, HandEye
-from robolearn_hardware.devices import DeviceError
+from robolearn_hardware.devices import CameraInfo, DeviceError
 
 VERSION = 1
 
@@ -100,6 +100,23 @@ def read_calibration(path: Path) -> CalibrationFile:
     lens = CameraCalibration(**_arrays(file.lens, "matrix", "distortion"))
     eye = HandEye(**_arrays(file.hand_eye, "position", "rotation_wxyz")) if file.hand_eye else None
     return CalibrationFile(file.serial, lens, eye)
+
+
+def with_lens(info: CameraInfo, path: Path | None) -> CameraInfo:
+    """``info`` with the lens that the file at ``path`` knows; as it is where there is none.
+
+    Raises:
+        DeviceError: as ``read_calibration``; or the file is of pictures of another size.
+    """
+    if path is None:
+        return info
+    lens = read_calibration(path).lens
+    if (lens.width, lens.height) != (info.width, info.height):
+        raise DeviceError(
+            f"camera {info.name!r}: {path} is of pictures of {lens.width}x{lens.height}, not "
+            f"{info.width}x{info.height}; calibrate at the size that is used"
+        )
+    return replace(info, matrix=lens.matrix, distortion=lens.distortion)
 
 
 def _plain(value: Any) -> dict[str, Any]:

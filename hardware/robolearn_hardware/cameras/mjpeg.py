@@ -10,11 +10,13 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import NoReturn, Self
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from robolearn_hardware.cameras.calibration_file import with_lens
 from robolearn_hardware.cameras.reader import Picture, ThreadedCamera
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import Camera, CameraInfo, DeviceError, DeviceGoneError, DeviceTimeoutError
@@ -39,11 +41,13 @@ class MjpegConfig:
     height: int = 480
     """What the camera sends; it is not scaled."""
     rate_hz: float = 30.0
+    calibration: Path | None = None
+    """What `robolearn calibrate` has written: the lens."""
     pictures: str = "pattern"
     """What its twin sees, see ``twins.pictures``."""
 
     def open(self, name: str) -> Camera:
-        info = CameraInfo(name, self.width, self.height, self.rate_hz)
+        info = with_lens(CameraInfo(name, self.width, self.height, self.rate_hz), self.calibration)
         return ThreadedCamera(info, partial(_Stream, self.url, info))
 
     def with_twin(self, name: str, twins: Twins) -> Self:

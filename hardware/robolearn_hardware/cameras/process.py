@@ -37,6 +37,7 @@ _BACKOFF_S = (0.1, 2.0)
 """First and longest wait between attempts to open a camera that has gone."""
 
 _END_S = 3.0
+_SHARED_MEMORY = "/dev/shm"
 _ERRORS = {kind.__name__: kind for kind in (DeviceError, DeviceGoneError, DeviceTimeoutError, devices.NotReadyError)}
 
 
@@ -111,6 +112,7 @@ class CameraProcess:
             raise _ERRORS[kind](value)
         self.info = value
         slots = self._slots or max(16, math.ceil(0.6 * self.info.rate_hz))
+        self._check_room(slots * self.info.width * self.info.height * (5 if self.info.has_depth else 3))
         self.ring = self._keep(Ring.create(frame_fields(self.info), slots))
         self.depth_ring = None
         if self.info.has_depth:
@@ -159,6 +161,18 @@ class CameraProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _check_room(self, needed: int) -> None:
+        """Shared memory is promised without being there, and a process that writes to what is not there is killed."""
+        if not os.path.isdir(_SHARED_MEMORY):
+            return
+        room = os.statvfs(_SHARED_MEMORY)
+        free = room.f_bavail * room.f_frsize
+        if free < needed:
+            raise DeviceError(
+                f"camera {self.name!r} needs {needed / 2**20:.0f} MiB of shared memory, {_SHARED_MEMORY} has "
+                f"{free / 2**20:.0f}; end what uses it, or start the container with --shm-size=1g"
+            )
+
     def _keep(self, ring: Ring) -> Ring:
         self._rings.append(ring)
         return ring
@@ -199,7 +213,8 @@ def _run(name: str, config: CameraConfig, latency_ns: int, health_handle: RingHa
     except DeviceError as error:
         kind = type(error).__name__
         health.tell(CameraCondition.GONE, str(error))
-        pipe.send((kind if kind in _ERRORS else "DeviceError", str(error)))
+        with contextlib.suppress(OSError):
+            pipe.send((kind if kind in _ERRORS else "DeviceError", str(error)))
     except OSError:  # the parent was killed, and its pipe with it
         pass
     finally:
@@ -248,15 +263,15 @@ class _Publisher:
 
     def serve(self, end: threading.Event) -> None:
         """Publish until ``end`` is set."""
-        misses = 0
+        misses, patience = 0, max(2, math.ceil(5 / self._camera.info.rate_hz))
         while not end.is_set():
             try:
                 self._publish(self._camera.read())
                 misses = 0
             except DeviceTimeoutError as error:
                 misses += 1
-                self._health.tell(CameraCondition.STALE, str(error))
-                if misses == 2:  # what stands still for two seconds often runs again once it is opened anew
+                if misses == patience:  # what stands still often runs again once it is opened anew
+                    self._health.tell(CameraCondition.STALE, str(error))
                     self._reconnect(end)
                     misses = 0
             except DeviceError as error:

@@ -43,8 +43,8 @@ _PERMISSION = "if it may not be opened, install librealsense's udev rules; if it
 class RealSenseConfig:
     """A camera of the D400 family."""
 
-    serial: str | int = ""
-    """As `robolearn find` prints it; empty: the only one that is connected; or twin"""
+    serial: str = ""
+    """As `robolearn find` prints it, in quotes: it may begin with 0. Empty: the only one that is connected. Or twin"""
     width: int = 640
     height: int = 480
     rate_hz: int = 30
@@ -93,7 +93,7 @@ class RealSense:
 
     def __init__(self, name: str, config: RealSenseConfig, context: Any = None) -> None:
         """``context``: an ``rs.context`` in which the device is looked for; by default that of the USB ports."""
-        self._serial = str(config.serial)
+        self._serial = config.serial
         self.info = CameraInfo(name, config.width, config.height, config.rate_hz, config.depth, self._serial)
         self._config = config
         self._context: Any = context
@@ -263,28 +263,31 @@ class _Stream:
         while (left_ms := (deadline_ns - now_ns()) // 1_000_000) > 0:
             with _errors(self._name):
                 there, frames = self._pipeline.try_wait_for_frames(int(left_ms))
-            received_ns = now_ns()
-            if not there or not frames.get_color_frame():
-                continue
-            number = frames.get_color_frame().frame_number
-            if number == self._number:  # again, with another depth picture, or where a recording begins anew
-                continue
-            self._number = number
-            depth = None
-            if self._align is not None and frames.get_depth_frame():
-                frames = self._align.process(frames)
-                depth = np.array(frames.get_depth_frame().get_data())
-            colour = frames.get_color_frame()
-            return Frame(self._capture_ns(colour, received_ns), received_ns, number, _pixels(colour), depth)
+                frame = self._frame(frames, now_ns()) if there else None
+            if frame is not None:
+                return frame
         raise DeviceTimeoutError(f"camera {self._name!r} sent no frame within {timeout_ms / 1000:g} s; check its cable")
 
+    def _frame(self, frames: Any, received_ns: int) -> Frame | None:
+        """None where there is no new colour picture."""
+        colour = frames.get_color_frame()
+        if not colour or colour.frame_number == self._number:  # the same again, with another depth picture
+            return None
+        self._number = colour.frame_number
+        depth = None
+        if self._align is not None and frames.get_depth_frame():
+            depth = np.array(self._align.process(frames).get_depth_frame().get_data())
+        return Frame(self._capture_ns(colour, received_ns), received_ns, self._number, _pixels(colour), depth)
+
     def device_is_connected(self) -> bool:
-        return bool(self._profile.get_device().is_connected())
+        with _errors(self._name):
+            return bool(self._profile.get_device().is_connected())
 
     def is_at_end(self) -> bool:
         """Of a recording."""
-        playback = self._profile.get_device().as_playback()
-        return playback.current_status() == self._rs.playback_status.stopped
+        with _errors(self._name):
+            playback = self._profile.get_device().as_playback()
+            return playback.current_status() == self._rs.playback_status.stopped
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):  # it was unplugged

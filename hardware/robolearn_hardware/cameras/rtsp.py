@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
+from robolearn_hardware.cameras.calibration_file import with_lens
 from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.cameras.reader import Picture, ThreadedCamera
 from robolearn_hardware.clock import SECOND_NS, now_ns
@@ -34,11 +36,13 @@ class RtspConfig:
     """What the camera sends; it is not scaled."""
     rate_hz: float = 30.0
     transport: Literal["tcp", "udp"] = "tcp"
+    calibration: Path | None = None
+    """What `robolearn calibrate` has written: the lens."""
     pictures: str = "pattern"
     """What its twin sees, see ``twins.pictures``."""
 
     def open(self, name: str) -> Camera:
-        info = CameraInfo(name, self.width, self.height, self.rate_hz)
+        info = with_lens(CameraInfo(name, self.width, self.height, self.rate_hz), self.calibration)
         return ThreadedCamera(info, partial(_Stream, self, info))
 
     def with_twin(self, name: str, twins: Twins) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
+from robolearn_hardware.cameras.calibration_file import with_lens
 from robolearn_hardware.cameras.reader import Picture, ThreadedCamera
 from robolearn_hardware.cameras.sdk import import_opencv
 from robolearn_hardware.clock import SECOND_NS, now_ns
@@ -39,9 +40,11 @@ class UvcConfig:
     white_balance_k: float | Literal["auto"] | None = None
     warmup_frames: int = 10
     """Left out after opening, while exposure and white balance settle."""
+    calibration: Path | None = None
+    """What `robolearn calibrate` has written: the lens."""
 
     def open(self, name: str) -> Camera:
-        info = CameraInfo(name, self.width, self.height, self.rate_hz)
+        info = with_lens(CameraInfo(name, self.width, self.height, self.rate_hz), self.calibration)
         return ThreadedCamera(info, partial(_Device, self, info), warmup_frames=self.warmup_frames)
 
     def with_twin(self, name: str, twins: Twins) -> Self:

@@ -23,6 +23,7 @@ from robolearn_hardware.servo.models import ServoArmModel
 from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS, MotorModel
 
 _RATE_HZ = 100.0
+_DEADLINE_S = 9.0
 _OUTSIDE_RAD = 0.06
 """How far outside its limits a joint may stand at connect: play, and sagging onto the stop."""
 _COOL_C = 10
@@ -39,7 +40,8 @@ class ServoArm:
         self._chain = ServoChain(name, model, calibration, bus)
         self._bus = bus
         self.info = self._chain.info(_RATE_HZ)
-        self._condition = Condition.DISCONNECTED
+        self._condition = Condition.RELEASED
+        """While it is connected: READY, FAULT or RELEASED."""
 
     def __enter__(self) -> ServoArm:
         self.connect()
@@ -51,16 +53,16 @@ class ServoArm:
     def connect(self) -> None:
         """Nothing moves: the goal is where it stands before torque comes on. Torque that was on stays on, unless a
         motor needs a setting that it takes only without."""
-        self._condition = Condition.DISCONNECTED
-        self._chain.connect()
         try:
-            self.info = dataclasses.replace(self.info, firmware=self._chain.firmware())
-            if outside := self._chain.outside(self.info.limits, _OUTSIDE_RAD):
-                raise DeviceError(f"{self.info.name}: {outside}; move it inside by hand, then connect again")
-            if self._chain.faults:
-                self._condition = Condition.FAULT
-                raise NotReadyError(self._why())
-            self._engage()
+            with self._bus.within(_DEADLINE_S):
+                self._chain.connect()
+                self.info = dataclasses.replace(self.info, firmware=self._chain.firmware())
+                if outside := self._chain.outside(self.info.limits, _OUTSIDE_RAD):
+                    raise DeviceError(f"{self.info.name}: {outside}; move it inside by hand, then connect again")
+                if self._chain.faults:
+                    self._condition = Condition.FAULT
+                    raise NotReadyError(self._why())
+                self._engage()
         except NotReadyError:
             raise
         except BaseException:
@@ -68,13 +70,8 @@ class ServoArm:
             raise
 
     def state(self) -> ArmState:
-        if self._condition is Condition.DISCONNECTED:
-            raise DeviceGoneError(f"{self.info.name} is not connected; connect first")
-        try:
-            state = self._chain.read()
-        except DeviceGoneError:
-            self._condition = Condition.DISCONNECTED
-            raise
+        self._require_connection()
+        state = self._chain.read()
         if self._condition is Condition.READY:
             for motor, on in self._chain.torque.items():
                 if not on:
@@ -98,24 +95,22 @@ class ServoArm:
 
     def command(self, positions: np.ndarray, gripper: float | None = None, *, effect_ns: int = 0) -> None:
         goals = self._chain.goals(self.info.limits.check(self.info.name, positions), self._checked(gripper))
-        if self._condition is Condition.DISCONNECTED:
-            raise DeviceGoneError(f"{self.info.name} is not connected; connect first")
+        self._require_connection()
         if self._condition is not Condition.READY:
             raise NotReadyError(self._why())
-        self._write(goals)
+        self._bus.write_all("goal_position", goals)
 
     def hold(self) -> None:
-        if self._condition is Condition.DISCONNECTED:
-            raise DeviceGoneError(f"{self.info.name} is not connected; connect first")
+        self._require_connection()
         self._chain.read()
         if self._condition is Condition.RELEASED:
-            self._engage()
+            with self._bus.within(_DEADLINE_S):
+                self._engage()
         else:
             self._stay()
 
     def release(self) -> None:
-        if self._condition is Condition.DISCONNECTED:
-            raise DeviceGoneError(f"{self.info.name} is not connected; connect first")
+        self._require_connection()
         for motor in self._chain.ids:
             self._bus.write(motor, "torque_enable", 0)
         self._condition = Condition.RELEASED
@@ -125,15 +120,13 @@ class ServoArm:
         if not self._bus.is_open:
             raise NotReadyError(f"{self.info.name} is not connected; connect first")
         try:
-            for motor in self._chain.faults:
-                self._restart(motor)
-            self._chain.start()
-            if self._chain.faults:
-                raise NotReadyError(self._why())
-            self._engage()
-        except DeviceGoneError as error:
-            self._condition = Condition.DISCONNECTED
-            raise NotReadyError(f"{error}") from None
+            with self._bus.within(_DEADLINE_S):
+                for motor in self._chain.faults:
+                    self._restart(motor)
+                self._chain.start()
+                if self._chain.faults:
+                    raise NotReadyError(self._why())
+                self._engage()
         except NotReadyError:
             raise
         except DeviceError as error:
@@ -141,7 +134,6 @@ class ServoArm:
 
     def close(self) -> None:
         """It stays held at its last target."""
-        self._condition = Condition.DISCONNECTED
         self._bus.close()
 
     def _engage(self) -> None:
@@ -192,14 +184,11 @@ class ServoArm:
         raise NotReadyError(f"{self.info.name}: {called} has not come back; check its cable and power")
 
     def _stay(self) -> None:
-        self._write(self._chain.stand())
+        self._bus.write_all("goal_position", self._chain.stand())
 
-    def _write(self, goals: dict[int, int]) -> None:
-        try:
-            self._bus.write_all("goal_position", goals)
-        except DeviceGoneError:
-            self._condition = Condition.DISCONNECTED
-            raise
+    def _require_connection(self) -> None:
+        if not self._bus.is_open:
+            raise DeviceGoneError(f"{self.info.name} is not connected; connect first")
 
     def _checked(self, gripper: float | None) -> float | None:
         if gripper is None or self._chain.gripper is None:
@@ -211,7 +200,8 @@ class ServoArm:
     def _why(self) -> str:
         if self._condition is Condition.RELEASED:
             return f"{self.info.name} is released; hold or recover it first"
-        what = "; ".join(f"{self._chain.called(motor)}: {fault}" for motor, fault in self._chain.faults.items())
+        faults = [f"{self._chain.called(motor)}: {fault}" for motor, fault in self._chain.faults.items()]
+        what = "; ".join(faults) or "a motor had a fault"
         return f"{self.info.name} has stopped: {what}. Remove the cause, then recover"
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,6 +48,7 @@ class ServoBus:
         self._port: SerialLine | None = None
         self._unsettled = False
         self._losses = self._good = 0
+        self._until_s = math.inf
         first, last = (self._span(*self.table.state)[i] for i in (0, 1))
         self._state = (first, last - first)
 
@@ -65,6 +69,15 @@ class ServoBus:
         port, self._port = self._port, None
         if port is not None:
             port.close()
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """What is done inside ends with DeviceTimeoutError when it has taken so long."""
+        self._until_s = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._until_s = math.inf
 
     def ping(self, motor: int) -> int:
         """Its model number.
@@ -283,6 +296,11 @@ class ServoBus:
         port = self._port
         if port is None:
             raise DeviceGoneError(f"{self.name}: {self.address} is not connected; connect first")
+        if time.monotonic() > self._until_s:
+            raise DeviceTimeoutError(
+                f"{self.name}: too many answers on {self.address} are late or lost; check the cables, close programs "
+                "that keep this machine busy, or raise reply_s in the rig"
+            )
         try:
             if self._unsettled:
                 port.settle()

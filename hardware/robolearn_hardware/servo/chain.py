@@ -9,6 +9,7 @@ import numpy as np
 
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import ArmInfo, DeviceError, DeviceGoneError, DeviceTimeoutError, JointLimits
+from robolearn_hardware.limits import narrowed
 from robolearn_hardware.servo.bus import ServoBus
 from robolearn_hardware.servo.calibration import Calibration, check_calibration
 from robolearn_hardware.servo.models import ServoArmModel
@@ -66,20 +67,20 @@ class ServoChain:
         self.torque: dict[int, bool] = {}
         """Motor's ID -> whether it was on when last looked at."""
 
-    def info(self, rate_hz: float, firmware: str = "") -> ArmInfo:
+    def info(self, rate_hz: float) -> ArmInfo:
+        """Without its firmware. Raises DeviceError: the calibration leaves nothing of a joint's range."""
         joints = self.model.joints
         ends = np.array([self.calibration.motors[joint.name].ends for joint in joints])
-        low = np.maximum(ends[:, 0], [joint.low for joint in joints])
-        high = np.minimum(ends[:, 1], [joint.high for joint in joints])
+        unknown = np.full(len(joints), np.inf)
+        calibrated = JointLimits(ends[:, 0], ends[:, 1], unknown, unknown, unknown)
         return ArmInfo(
             self.name,
             self.model.name,
             tuple(joint.name for joint in joints),
-            self.model.limits(low, high),
+            narrowed(self.model.limits, calibrated),
             self.gripper is not None,
             rate_hz,
             self.calibration.fingerprint,
-            firmware,
         )
 
     def connect(self) -> None:
@@ -89,13 +90,9 @@ class ServoChain:
             DeviceError: as ``ServoBus.open`` and ``check_calibration``; or two motors of one joint disagree.
         """
         self.bus.open()
-        try:
-            check_calibration(self.bus, self.calibration)
-            self._check_modes()
-            self.start()
-        except BaseException:
-            self.bus.close()
-            raise
+        check_calibration(self.bus, self.calibration)
+        self._check_modes()
+        self.start()
 
     def start(self) -> None:
         """Read every motor anew, after connecting or after one has restarted."""
@@ -107,7 +104,6 @@ class ServoChain:
         self._silent_ns: list[int | None] = [None] * n
         self._asked_ns = dict.fromkeys(self.ids, 0)
         self._health, self._health_ns = 0, now_ns()
-        self.faults.clear()
         self._turns[:] = 0
         mask = "shutdown" if "shutdown" in self.bus.table.registers else "unloading_condition"
         self._mask = {motor: self.bus.read(motor, mask) for motor in self.ids}
@@ -117,7 +113,7 @@ class ServoChain:
             self._turns[i] = round((middle - raw[i]) / TICKS) * TICKS
         self._ticks[:] = raw + self._turns
         self._check_shadows()
-        self._fault_of_each()
+        self._look_for_faults()
 
     def firmware(self) -> str:
         first = self.ids[0]
@@ -144,7 +140,9 @@ class ServoChain:
             self._temperature[i] = values.get("present_temperature", self._temperature[i])
             self._captured[i], self._silent_ns[i] = (start + end) // 2, None
             self._notice(motor, reading.error, end)
-        self._order.sort(key=lambda motor: motor not in found)
+        if silent := next((motor for motor in self._order if motor not in found), None):
+            self._order.remove(silent)  # those behind it may only have waited for it
+            self._order.append(silent)
         if found:
             self._received = end
         for i, motor in enumerate(self.ids):
@@ -236,7 +234,8 @@ class ServoChain:
         if bits & self._mask[motor]:
             self.faults[motor] = self.bus.errors(motor, bits)
 
-    def _fault_of_each(self) -> None:
+    def _look_for_faults(self) -> None:
+        self.faults.clear()
         for motor in self.ids:
             bits = self.bus.read(motor, "hardware_error")
             if bits & self._mask[motor]:

@@ -9,6 +9,7 @@ from robolearn_hardware.servo.chain import ServoChain
 from robolearn_hardware.servo.models import ServoArmModel
 
 _RATE_HZ = 100.0
+_DEADLINE_S = 9.0
 
 
 class ServoLeader:
@@ -32,10 +33,11 @@ class ServoLeader:
         Raises:
             DeviceError: as ``Arm.connect``.
         """
-        self._chain.connect()
         try:
-            for motor in self._chain.ids:
-                self._chain.bus.write(motor, "torque_enable", 0)
+            with self._chain.bus.within(_DEADLINE_S):
+                self._chain.connect()
+                for motor in self._chain.ids:
+                    self._chain.bus.write(motor, "torque_enable", 0)
         except BaseException:
             self._chain.bus.close()
             raise

@@ -63,13 +63,16 @@ class ServoArmModel:
         """Without gripper and shadows."""
         return tuple(m for m in self.motors if m.name != self.gripper and not m.shadow_of)
 
-    def limits(self, low: np.ndarray, high: np.ndarray) -> JointLimits:
-        """Limits of the joints (J,) with ends ``low`` and ``high``, rad."""
+    @property
+    def limits(self) -> JointLimits:
+        """Of the joints (J,). The ranges are those of this module: they are what the motors are set to."""
+        low = np.array([joint.low for joint in self.joints])
+        high = np.array([joint.high for joint in self.joints])
         if self.published:
             known = limits_of(self.published)
             return JointLimits(low, high, known.velocity, known.acceleration, known.jerk)
-        unknown = np.full(len(low), np.inf)
         speed = np.array([MOTORS[joint.kind].speed for joint in self.joints])
+        unknown = np.full(len(low), np.inf)
         return JointLimits(low, high, speed, unknown, unknown)
 
 

@@ -9,8 +9,6 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import numpy as np
-
 from robolearn_hardware.twins.faults import Faults
 from robolearn_hardware.twins.pictures import Feed, Pictures, TwinFrame
 
@@ -44,8 +42,8 @@ class MjpegTwin:
             self._changed.notify_all()
 
     def observe(self) -> dict[str, Any]:
-        """ "frames": how many it has taken and not lost."""
-        return {"positions": np.zeros(0), "frames": self._feed.emitted}
+        """As ``Feed.observe``."""
+        return self._feed.observe()
 
     def close(self) -> None:
         self._feed.close()

@@ -64,8 +64,8 @@ class RtspTwin:
             self._hang_up()
 
     def observe(self) -> dict[str, Any]:
-        """ "frames": how many it has taken and not lost."""
-        return {"positions": np.zeros(0), "frames": self._feed.emitted}
+        """As ``Feed.observe``."""
+        return self._feed.observe()
 
     def close(self) -> None:
         self._feed.close()
