@@ -179,6 +179,16 @@ def test_a_joint_past_its_limit_at_connect_is_refused_and_named() -> None:
         assert not twin.observe()["commands"] or not twin.observe()["playing"]
 
 
+def test_in_local_control_it_reads_and_says_where_to_switch() -> None:
+    with twin_and_arm(remote_control=False) as (twin, arm):
+        with pytest.raises(NotReadyError, match="not in remote control; switch it"):
+            arm.connect()
+        np.testing.assert_allclose(arm.state().positions, START)
+        with pytest.raises(NotReadyError):
+            arm.command(np.array(START))
+        assert twin.observe()["uploads"] == 0
+
+
 def test_in_a_protective_stop_at_connect_it_reads_refuses_and_recovers() -> None:
     with twin_and_arm(protective_stop=True, unlock_after_s=1.0) as (twin, arm):
         with pytest.raises(NotReadyError, match="protective stop; see why"):
@@ -325,7 +335,7 @@ def test_a_driver_that_is_stopped_loses_the_arm_to_the_watchdog_and_recovers() -
         finally:
             os.kill(process.pid, signal.SIGCONT)
         eventually(lambda: arm.state().condition == Condition.FAULT)
-        with pytest.raises(NotReadyError, match="control script has ended"):
+        with pytest.raises(NotReadyError, match="control script does not run"):
             arm.command(np.array(START))
         arm.recover()
         assert arm.state().condition == Condition.READY

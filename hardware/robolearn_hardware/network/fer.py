@@ -183,8 +183,8 @@ class FerSession:
             return Condition.RELEASED, "a person guides it by the buttons at its wrist"
         if self._released:
             return Condition.RELEASED, "a person guides it by hand; hold ends that"
-        if self._motion is not None and not self._robot.is_in_control:
-            return Condition.FAULT, f"its motion has ended (errors {state.last_motion_errors}); recover"
+        if self._motion is None or not self._robot.is_in_control:
+            return Condition.FAULT, f"not under control (errors of its motion: {state.last_motion_errors}); recover"
         return Condition.READY, ""
 
     def send(self, positions: np.ndarray, gripper: float) -> None:

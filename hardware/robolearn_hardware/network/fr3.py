@@ -151,6 +151,8 @@ class Fr3Session:
             return Condition.RELEASED, "a person guides it by the buttons at its wrist"
         if self._released:
             return Condition.RELEASED, _RELEASED
+        if self._handler is None:
+            return Condition.FAULT, "it is not under control; recover"
         if self._refused:
             return Condition.FAULT, f"the robot refused a target ({self._refused}); recover"
         return Condition.READY, ""

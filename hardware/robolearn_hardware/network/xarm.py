@@ -176,8 +176,8 @@ class XarmSession:
             return kind, f"{_meaning(code)}; recover clears it"
         if self._released:
             return Condition.RELEASED, "a person guides it by hand; hold ends that"
-        if self._prepared and (arm.mode != _SERVO_MODE or arm.state >= _STOPPED):
-            return Condition.FAULT, "it was stopped or given another mode, perhaps in UFACTORY Studio; recover"
+        if not self._prepared or arm.mode != _SERVO_MODE or arm.state >= _STOPPED:
+            return Condition.FAULT, "it is not in servo mode (stopped, perhaps in UFACTORY Studio?); recover"
         return Condition.READY, ""
 
     def _read_gripper(self, now: int) -> None:
