@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -180,6 +179,16 @@ def test_a_joint_past_its_limit_at_connect_is_refused_and_named() -> None:
         assert not twin.observe()["commands"] or not twin.observe()["playing"]
 
 
+def test_in_local_control_it_reads_and_says_where_to_switch() -> None:
+    with twin_and_arm(remote_control=False) as (twin, arm):
+        with pytest.raises(NotReadyError, match="not in remote control; switch it"):
+            arm.connect()
+        np.testing.assert_allclose(arm.state().positions, START)
+        with pytest.raises(NotReadyError):
+            arm.command(np.array(START))
+        assert twin.observe()["uploads"] == 0
+
+
 def test_in_a_protective_stop_at_connect_it_reads_refuses_and_recovers() -> None:
     with twin_and_arm(protective_stop=True, unlock_after_s=1.0) as (twin, arm):
         with pytest.raises(NotReadyError, match="protective stop; see why"):
@@ -326,33 +335,48 @@ def test_a_driver_that_is_stopped_loses_the_arm_to_the_watchdog_and_recovers() -
         finally:
             os.kill(process.pid, signal.SIGCONT)
         eventually(lambda: arm.state().condition == Condition.FAULT)
-        with pytest.raises(NotReadyError, match="control script has ended"):
+        with pytest.raises(NotReadyError, match="control script does not run"):
             arm.command(np.array(START))
         arm.recover()
         assert arm.state().condition == Condition.READY
 
 
-def test_a_program_that_is_killed_leaves_the_arm_held() -> None:
-    program = """
-        import sys
-        import time
-        from robolearn_hardware.network.ur import Ur5eConfig
+MOVES = """
+import sys
+import time
+from robolearn_hardware.network.ur import Ur5eConfig
 
-        if __name__ == "__main__":
-            arm = Ur5eConfig(sys.argv[1], rate_hz=125).open("arm")
-            arm.connect()
-            arm.command(arm.state().positions + 3.0)
-            print("moving", flush=True)
-            time.sleep(60)
-    """
+if __name__ == "__main__":
+    arm = Ur5eConfig(sys.argv[1], rate_hz=125).open("arm")
+    arm.connect()
+    arm.command(arm.state().positions + 3.0)
+    print("moving", flush=True)
+"""
+
+
+@contextmanager
+def program(text: str, twin: Twin) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", text, twin.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "moving\n"
+        yield process
+
+
+def test_a_program_that_is_killed_leaves_the_arm_held() -> None:
     with Twin(partial(UrTwin, "ur5e")) as twin:
-        command = [sys.executable, "-c", textwrap.dedent(program), twin.address]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "moving\n"
+        with program(MOVES + "    time.sleep(60)\n", twin) as process:
             process.kill()
         eventually(lambda: not twin.observe()["playing"])
+        assert twin.observe()["positions"][0] < 2.9
+
+
+def test_a_program_that_forgets_to_close_ends_and_leaves_the_arm_held() -> None:
+    with Twin(partial(UrTwin, "ur5e")) as twin:
+        with program(MOVES, twin) as process:
+            assert process.wait(10) == 0
+        assert not twin.observe()["playing"]
         assert twin.observe()["positions"][0] < 2.9
 
 

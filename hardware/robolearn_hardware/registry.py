@@ -16,7 +16,8 @@ from robolearn_hardware.cameras.rtsp import RtspConfig
 from robolearn_hardware.cameras.uvc import UvcConfig
 from robolearn_hardware.devices import Arm, Camera, DeviceError, ForceSensor, Teleoperator
 from robolearn_hardware.lerobot_devices import LeRobotArmConfig, LeRobotTeleoperatorConfig
-from robolearn_hardware.network.franka import Fr3Config
+from robolearn_hardware.network.fer import FerConfig
+from robolearn_hardware.network.fr3 import Fr3Config
 from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config
 from robolearn_hardware.network.xarm import Lite6Config, Xarm5Config, Xarm6Config, Xarm7Config
 from robolearn_hardware.servo.kinds import (
@@ -31,6 +32,7 @@ from robolearn_hardware.servo.kinds import (
     WidowXConfig,
     WidowXLeaderConfig,
 )
+from robolearn_hardware.simulated import SimulatedConfig
 from robolearn_hardware.twins.host import Twins
 
 
@@ -61,6 +63,7 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
 ARMS: dict[str, type[ArmConfig]] = {
     "koch": KochConfig,
     "lerobot": LeRobotArmConfig,
+    "simulated": SimulatedConfig,
     "so100": So100Config,
     "so101": So101Config,
     "viperx": ViperXConfig,
@@ -74,6 +77,7 @@ ARMS: dict[str, type[ArmConfig]] = {
     "xarm6": Xarm6Config,
     "xarm7": Xarm7Config,
     "lite6": Lite6Config,
+    "fer": FerConfig,
     "fr3": Fr3Config,
 }
 CAMERAS: dict[str, type[CameraConfig]] = {

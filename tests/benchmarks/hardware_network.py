@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
-from robolearn_hardware.network.franka import Fr3Config
+from robolearn_hardware.network.fr3 import Fr3Config
 from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.ur import Ur5eConfig
 from robolearn_hardware.network.xarm import Lite6Config, Xarm7Config

@@ -1,6 +1,6 @@
 """An arm whose SDK runs in a process of its own, the link.
 
-    caller                                     link process
+    caller (this module)                       link process (``link_process``)
     command ── targets ring (latest wins) ──>  each tick: read the SDK, publish the reading,
     state  <── readings ring ────────────────  step towards the target, send it
     connect, hold, release, recover ── pipe ─> carried out between two ticks
@@ -12,19 +12,16 @@ which the link is killed: an SDK that hangs costs a process, never the caller.
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
-import signal
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn, Protocol
+from multiprocessing.util import Finalize
+from typing import Any
 
 import numpy as np
 
-from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
+from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import (
     ArmInfo,
     ArmState,
@@ -35,97 +32,34 @@ from robolearn_hardware.devices import (
     LimitError,
     NotReadyError,
 )
-from robolearn_hardware.network.setpoints import Setpoints
-from robolearn_hardware.ring import Ring, RingHandle
+from robolearn_hardware.network import link_process
+from robolearn_hardware.network.session import FOLLOWS, SILENCE_S, Pace, Session
+from robolearn_hardware.ring import Ring
 
 CONNECT_S = 10.0
 """With the start of the process and the import of its SDK."""
 RECOVER_S = 10.0
 HOLD_S = 2.0
-SILENCE_S = 0.5
-"""A reading older than this is a broken connection."""
 _CLOSE_S = 2.0
 _SLOTS = 64
 _LATE_PERIODS = 5  # a reading older than this many periods is not new
-_REASON_BYTES = 240
+_LIMIT_SLACK = 1e-3  # rad
 _ERRORS = {
     error.__name__: error for error in (DeviceError, DeviceGoneError, DeviceTimeoutError, LimitError, NotReadyError)
 }
-_FOLLOWS = (Condition.READY, Condition.DEGRADED)
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """What a session reads. Arrays as in ``ArmState``."""
-
-    capture_ns: int
-    received_ns: int
-    condition: Condition
-    positions: np.ndarray
-    velocities: np.ndarray
-    efforts: np.ndarray
-    gripper: float = np.nan
-    wrench: np.ndarray | None = None
-    temperatures: np.ndarray | None = None
-    reason: str = ""
-    """Why the condition is neither READY nor DEGRADED, and what to do about it; one line."""
-
-
-class Session(Protocol):
-    """A vendor's SDK, inside the link process and used by its one thread. Errors are as in ``devices.Arm``."""
-
-    def open(self) -> ArmInfo:
-        """Find the arm, as far as its state can be read. Raises DeviceError."""
-        ...
-
-    def prepare(self) -> None:
-        """Make it follow setpoints, without moving it. Raises NotReadyError."""
-        ...
-
-    def read(self) -> Reading:
-        """The newest reading there is; does not wait. Raises DeviceGoneError."""
-        ...
-
-    def send(self, positions: np.ndarray, gripper: float) -> None:
-        """One setpoint of the stream: (J,) rad, within limits; the gripper NaN where it stays. Called each tick while
-        the arm follows a target."""
-        ...
-
-    def idle(self) -> None:
-        """Called each tick without a target: what keeps the device from giving the connection up."""
-        ...
-
-    def hold(self) -> None: ...
-
-    def release(self) -> None: ...
-
-    def recover(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class Speed:
-    """How the link runs."""
-
-    rate_hz: float
-    """Ticks per second."""
-    reading_hz: float
-    """New readings per second that the device has."""
-    velocity: float = 1.0
-    """Setpoints move at most at this share of the joints' greatest velocities."""
-
-
-@dataclass
-class _Process:
+class _Link:
     process: Any
     pipe: Connection
     readings: Ring
     targets: Ring
-    sent: int = 0
-    last_capture_ns: int = field(default=0)
+    finalize: Finalize
+    """A program that ends without ``close`` would otherwise wait for the link for ever."""
 
     def end(self, wait_s: float) -> None:
+        self.finalize.cancel()
         self.process.join(wait_s)
         if self.process.is_alive():
             self.process.kill()
@@ -140,12 +74,12 @@ class LinkedArm:
 
     info: ArmInfo
 
-    def __init__(self, info: ArmInfo, make: Callable[[], Session], speed: Speed) -> None:
+    def __init__(self, info: ArmInfo, make: Callable[[], Session], pace: Pace) -> None:
         """``info`` as far as it is known before connecting. ``make`` can be pickled."""
         self.info = info
         self._make = make
-        self._speed = speed
-        self._link: _Process | None = None
+        self._pace = pace
+        self._link: _Link | None = None
 
     def connect(self) -> None:
         self.close()
@@ -160,14 +94,14 @@ class LinkedArm:
             self.close()
             raise
 
-    def _start(self) -> _Process:
+    def _start(self) -> _Link:
         joints = (self.info.joints,)
         readings = Ring.create(
             {
                 "capture_ns": ("int64", ()),
                 "received_ns": ("int64", ()),
                 "condition": ("int64", ()),
-                "reason": (f"S{_REASON_BYTES}", ()),
+                "reason": (f"S{link_process.REASON_BYTES}", ()),
                 "gripper": ("float64", ()),
                 "wrench": ("float64", (6,)),
                 **dict.fromkeys(("positions", "velocities", "efforts", "temperatures"), ("float64", joints)),
@@ -180,18 +114,18 @@ class LinkedArm:
         context = get_context("spawn")
         pipe, theirs = context.Pipe()
         process = context.Process(
-            target=_run,
-            args=(self._make, self._speed, theirs, readings.handle, targets.handle),
+            target=link_process.run,
+            args=(self.info.name, self._make, self._pace, theirs, readings.handle, targets.handle),
             name=f"link {self.info.name}",
         )
         process.start()
         theirs.close()
-        return _Process(process, pipe, readings, targets)
+        return _Link(process, pipe, readings, targets, Finalize(None, self.close, exitpriority=10))
 
     def _inside(self) -> None:
         name, limits = self.info.name, self.info.limits
         positions = self.state().positions
-        wrong = np.flatnonzero((positions < limits.low - 1e-3) | (positions > limits.high + 1e-3))
+        wrong = np.flatnonzero((positions < limits.low - _LIMIT_SLACK) | (positions > limits.high + _LIMIT_SLACK))
         if wrong.size:
             j = int(wrong[0])
             raise DeviceError(
@@ -200,15 +134,14 @@ class LinkedArm:
             )
 
     def state(self) -> ArmState:
-        link, record = self._newest()
+        record = self._newest()[1]
         wrench, temperatures = record["wrench"], record["temperatures"]
         condition = Condition(int(record["condition"]))
         old_ns = now_ns() - int(record["received_ns"])
-        if condition == Condition.READY and old_ns > _LATE_PERIODS * SECOND_NS / self._speed.reading_hz:
+        if condition == Condition.READY and old_ns > _LATE_PERIODS * SECOND_NS / self._pace.rate_hz:
             condition = Condition.DEGRADED
-        link.last_capture_ns = int(record["capture_ns"])
         return ArmState(
-            link.last_capture_ns,
+            int(record["capture_ns"]),
             int(record["received_ns"]),
             condition,
             record["positions"],
@@ -227,7 +160,7 @@ class LinkedArm:
             raise LimitError(f"{self.info.name}: the gripper goes from 0 (closed) to 1 (open), not to {gripper}")
         link, record = self._newest()
         condition = Condition(int(record["condition"]))
-        if condition not in _FOLLOWS:
+        if condition not in FOLLOWS:
             reason = bytes(record["reason"]).decode(errors="replace")
             raise NotReadyError(f"{self.info.name} does not follow ({condition.name}): {reason}")
         link.targets.publish(
@@ -258,12 +191,12 @@ class LinkedArm:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _connected(self) -> _Process:
+    def _connected(self) -> _Link:
         if self._link is None:
             raise DeviceGoneError(f"{self.info.name} is not connected; call connect first")
         return self._link
 
-    def _newest(self) -> tuple[_Process, Any]:
+    def _newest(self) -> tuple[_Link, Any]:
         link = self._connected()
         found = link.readings.newest()
         assert found is not None  # a connected link has published one
@@ -312,144 +245,3 @@ class LinkedArm:
         if link is not None:
             link.process.kill()
             link.end(0.0)
-
-
-def _run(
-    make: Callable[[], Session], speed: Speed, pipe: Connection, readings: RingHandle, targets: RingHandle
-) -> None:
-    """The body of the link process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process of a terminal; the parent decides
-    _quiet()
-    session = make()
-    try:
-        info = session.open()
-        link = _Link(session, info, speed, Ring.attach(readings), Ring.attach(targets))
-        link.read()
-        refused = ""
-        try:
-            session.prepare()
-        except NotReadyError as error:
-            refused = str(error)
-        link.read()
-    except Exception as error:
-        pipe.send(_told(error))
-        _leave()
-    pipe.send(("", (info, refused)))
-    gc.freeze()
-    try:
-        link.run(pipe)
-    except Exception as error:
-        link.gone(_told(error)[1])
-    _leave()
-
-
-def _told(error: Exception) -> tuple[str, str]:
-    """For the caller: name of a DeviceError and its line. SDKs raise whatever they like."""
-    if isinstance(error, DeviceError):
-        return type(error).__name__, str(error)
-    return DeviceError.__name__, f"the SDK failed: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-class _Link:
-    def __init__(self, session: Session, info: ArmInfo, speed: Speed, readings: Ring, targets: Ring) -> None:
-        self._session = session
-        self._info = info
-        self._speed = speed
-        self._readings = readings
-        self._targets = targets
-        self._taken = 0
-        self._setpoints = Setpoints(info.limits.velocity * speed.velocity)
-        self._reading: Reading | None = None
-
-    def run(self, pipe: Connection) -> None:
-        period = period_ns(self._speed.rate_hz)
-        due = now_ns()
-        while True:
-            due = max(due + period, now_ns() - period)  # what was late is not made up for
-            wait_until_ns(due)
-            while pipe.poll(0):
-                try:
-                    what = pipe.recv()
-                except (EOFError, OSError):  # the caller was killed
-                    what = "close"
-                if what == "close":
-                    self._session.hold()
-                    self._session.close()
-                    return
-                self._carry_out(what, pipe)
-            self._tick(period / SECOND_NS)
-
-    def _carry_out(self, what: str, pipe: Connection) -> None:
-        self._forget()
-        answer = ("", None)
-        try:
-            getattr(self._session, what)()
-        except DeviceError as error:
-            answer = _told(error)
-        self.read()
-        pipe.send(answer)
-
-    def _tick(self, dt_s: float) -> None:
-        reading = self.read()
-        if reading.condition not in _FOLLOWS:
-            self._forget()
-        found = self._targets.newest() if self._targets.count > self._taken else None
-        if found is not None:
-            index, target = found
-            self._taken = index + 1
-            now = now_ns()
-            self._setpoints.aim(
-                reading.positions, target["positions"], float(target["gripper"]), int(target["effect_ns"]), now
-            )
-        setpoint = self._setpoints.step(now_ns(), dt_s)
-        if setpoint is None:
-            self._session.idle()
-        else:
-            self._session.send(setpoint, self._setpoints.gripper)
-
-    def _forget(self) -> None:
-        """What was told before a stop must not be done after it."""
-        self._taken = self._targets.count
-        self._setpoints.clear()
-
-    def read(self) -> Reading:
-        self._reading = reading = self._session.read()
-        nowhere = np.full(self._info.joints, np.nan)
-        self._readings.publish(
-            {
-                "capture_ns": reading.capture_ns,
-                "received_ns": reading.received_ns,
-                "condition": int(reading.condition),
-                "reason": reading.reason.encode()[:_REASON_BYTES],
-                "gripper": reading.gripper,
-                "wrench": np.full(6, np.nan) if reading.wrench is None else reading.wrench,
-                "positions": reading.positions,
-                "velocities": reading.velocities,
-                "efforts": reading.efforts,
-                "temperatures": nowhere if reading.temperatures is None else reading.temperatures,
-            }
-        )
-        return reading
-
-    def gone(self, reason: str) -> None:
-        newest = self._readings.newest()
-        assert newest is not None
-        record = {name: newest[1][name] for name in self._readings.handle.fields}
-        self._readings.publish(
-            {**record, "condition": int(Condition.DISCONNECTED), "reason": reason.encode()[:_REASON_BYTES]}
-        )
-
-
-def _quiet() -> None:
-    """SDKs print at every connection: let what they say not mix with what the program says."""
-    if os.environ.get("ROBOLEARN_SDK_OUTPUT"):
-        return
-    sys.stdout.flush()
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-
-
-def _leave() -> NoReturn:
-    """End without the destructors of SDKs, which wait for connections that may be dead."""
-    os._exit(0)

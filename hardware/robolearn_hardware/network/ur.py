@@ -21,8 +21,9 @@ from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
-from robolearn_hardware.network.link import SILENCE_S, LinkedArm, Reading, Speed
+from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
+from robolearn_hardware.network.session import SILENCE_S, Pace, Reading
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.ur.server import UrTwin
 
@@ -74,7 +75,7 @@ class UrConfig:
     """What moves behind the twin, see ``twins.plant.make_plant``."""
 
     def open(self, name: str) -> LinkedArm:
-        return LinkedArm(_info(name, self), partial(UrSession, name, self), Speed(self.rate_hz, self.rate_hz))
+        return LinkedArm(_info(name, self), partial(UrSession, name, self), Pace(self.rate_hz))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.address != "twin":
@@ -108,7 +109,7 @@ def _info(name: str, config: UrConfig, serial: str = "", firmware: str = "") -> 
 
 
 class UrSession:
-    """A ``link.Session``."""
+    """A ``session.Session``."""
 
     def __init__(self, name: str, config: UrConfig) -> None:
         self._name = name
@@ -200,20 +201,13 @@ class UrSession:
         return Reading(captured, now, condition, positions, velocities, currents, np.nan, wrench, temperatures, reason)
 
     def _condition(self, safety: int, mode: int, runtime: int) -> tuple[Condition, str]:
-        if safety & _EMERGENCY_BITS:
-            return Condition.EMERGENCY_STOP, "the emergency stop is pressed; a person must release it, then recover"
-        if safety & (1 << _VIOLATION | 1 << _FAULT):
-            return Condition.FAULT, "safety fault; look at the teach pendant and restart the robot there"
-        if safety & 1 << _PROTECTIVE:
-            return Condition.PROTECTIVE_STOP, "protective stop; see why on the teach pendant, then recover"
-        if safety & 1 << _SAFEGUARD:
-            return Condition.PROTECTIVE_STOP, "safeguard stop; close the safeguard, then recover"
-        if mode != _RUNNING:
-            return Condition.RELEASED, "its motors are off or its brakes closed; recover switches them on"
+        stopped = _stopped(safety, mode)
+        if stopped is not None:
+            return stopped
         if self._released:
             return Condition.RELEASED, "a person guides it by hand; hold ends that"
-        if self._control is not None and runtime != _PLAYING:
-            return Condition.FAULT, "the control script has ended (a person, or the watchdog); recover starts it again"
+        if self._control is None or runtime != _PLAYING:
+            return Condition.FAULT, "its control script does not run (a person or the watchdog ended it?); recover"
         return Condition.READY, ""
 
     def send(self, positions: np.ndarray, gripper: float) -> None:
@@ -281,10 +275,9 @@ class UrSession:
             self._control.stopScript()
 
     def _refuse_if_stopped(self) -> None:
-        safety, mode = self._receive.getSafetyStatusBits(), self._receive.getRobotMode()
-        condition, reason = self._condition(safety, mode, _PLAYING)
-        if condition != Condition.READY and not self._released:
-            raise NotReadyError(f"{self._name}: {reason}")
+        stopped = _stopped(self._receive.getSafetyStatusBits(), self._receive.getRobotMode())
+        if stopped is not None:
+            raise NotReadyError(f"{self._name}: {stopped[1]}")
 
     def _say(self, what: Callable[[Any], T]) -> T:
         """Ask the dashboard, over a new connection where the old one has broken."""
@@ -308,6 +301,21 @@ class UrSession:
             if now_ns() > end:
                 raise NotReadyError(f"{self._name} {what} within {limit_s:g} s; look at the teach pendant. {why()}")
             wait_until_ns(now_ns() + round(every_s * SECOND_NS))
+
+
+def _stopped(safety: int, mode: int) -> tuple[Condition, str] | None:
+    """Why the controller lets nothing move: from RTDE's safety_status_bits and robot_mode."""
+    if safety & _EMERGENCY_BITS:
+        return Condition.EMERGENCY_STOP, "the emergency stop is pressed; a person must release it, then recover"
+    if safety & (1 << _VIOLATION | 1 << _FAULT):
+        return Condition.FAULT, "safety fault; look at the teach pendant and restart the robot there"
+    if safety & 1 << _PROTECTIVE:
+        return Condition.PROTECTIVE_STOP, "protective stop; see why on the teach pendant, then recover"
+    if safety & 1 << _SAFEGUARD:
+        return Condition.PROTECTIVE_STOP, "safeguard stop; close the safeguard, then recover"
+    if mode != _RUNNING:
+        return Condition.RELEASED, "its motors are off or its brakes closed; recover switches them on"
+    return None
 
 
 def _line(error: Exception) -> str:

@@ -17,8 +17,9 @@ import numpy as np
 from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
-from robolearn_hardware.network.link import SILENCE_S, LinkedArm, Reading, Speed
+from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
+from robolearn_hardware.network.session import SILENCE_S, Pace, Reading
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.xarm import XarmTwin
 
@@ -54,7 +55,7 @@ class XarmConfig:
     """What moves behind the twin, see ``twins.plant.make_plant``."""
 
     def open(self, name: str) -> LinkedArm:
-        return LinkedArm(_info(name, self), partial(XarmSession, name, self), Speed(self.rate_hz, self.rate_hz))
+        return LinkedArm(_info(name, self), partial(XarmSession, name, self), Pace(self.rate_hz))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.address != "twin":
@@ -86,7 +87,7 @@ def _info(name: str, config: XarmConfig, serial: str = "", firmware: str = "") -
 
 
 class XarmSession:
-    """A ``link.Session``."""
+    """A ``session.Session``."""
 
     def __init__(self, name: str, config: XarmConfig) -> None:
         self._name = name
@@ -175,8 +176,8 @@ class XarmSession:
             return kind, f"{_meaning(code)}; recover clears it"
         if self._released:
             return Condition.RELEASED, "a person guides it by hand; hold ends that"
-        if self._prepared and (arm.mode != _SERVO_MODE or arm.state >= _STOPPED):
-            return Condition.FAULT, "it was stopped or given another mode, perhaps in UFACTORY Studio; recover"
+        if not self._prepared or arm.mode != _SERVO_MODE or arm.state >= _STOPPED:
+            return Condition.FAULT, "it is not in servo mode (stopped, perhaps in UFACTORY Studio?); recover"
         return Condition.READY, ""
 
     def _read_gripper(self, now: int) -> None:

@@ -77,7 +77,7 @@ def refuse(self: Any, server: Server, command_type_struct: str = "I") -> None:
     """In place of ConnectCommand.handle: a FER says that the client is too new, and how old itself is."""
     header = franka_server.MessageHeader(self.command_type, self.command_id, 8)
     status = franka_server.ConnectStatus.kIncompatibleLibraryVersion
-    reply = struct.pack("<HH4x", status, _FER_VERSION)
+    reply = struct.pack("<BH5x", status, _FER_VERSION)
     self.client_socket.sendall(header.to_bytes(command_type_struct=command_type_struct) + reply)
 
 
@@ -95,6 +95,7 @@ def main() -> None:
         robot = sim.add_robot(initial_q=start)
         with simulation_server.SimulationServer(sim, hostname_candidates=hosts) as servers:
             server = servers.robot_servers[0]
+            servers.run_once()  # its state is not there before
             print(json.dumps(robot.hostname), flush=True)
             threading.Thread(target=_listen, args=(requests,), daemon=True).start()
             unplugged = False

@@ -9,7 +9,9 @@ from robolearn_hardware.twins.ur.controller import UNLOCK_AFTER_S, Controller, R
 BANNER = "Connected: Universal Robots Dashboard Server"
 
 
-def replies(controller: Controller, model: str, serial: str, version: str) -> dict[str, Callable[[], str]]:
+def replies(
+    controller: Controller, model: str, serial: str, version: str, remote_control: bool
+) -> dict[str, Callable[[], str]]:
     """Command, in small letters -> what carries it out and says what the controller says."""
 
     def stop() -> str:
@@ -31,7 +33,7 @@ def replies(controller: Controller, model: str, serial: str, version: str) -> di
         "polyscopeversion": lambda: f"URSoftware {version} (Mar 11 2022)",
         "get robot model": lambda: model,
         "get serial number": lambda: serial,
-        "is in remote control": lambda: "true",
+        "is in remote control": lambda: str(remote_control).lower(),
         "robotmode": lambda: f"Robotmode: {controller.mode.name}",
         "safetystatus": lambda: f"Safetystatus: {controller.safety.name}",
         "safetymode": lambda: f"Safetymode: {controller.safety.name}",

@@ -51,9 +51,10 @@ class UrTwin:
         unlock_after_s: float = UNLOCK_AFTER_S,
         reboot_s: float = 1.0,
         protective_stop: bool = False,
+        remote_control: bool = True,
     ) -> None:
         """``model`` as in ``limits.LIMITS``; it calls itself ``reports`` where that is given. ``protective_stop``: it
-        starts in one."""
+        starts in one. ``remote_control``: what its pendant is switched to."""
         limits = limits_of(model)
         low, high = limits.low - _BEYOND, limits.high + _BEYOND
         spec = PlantSpec(model, np.array(start), low, high, has_gripper=False, motor=_MOTOR)
@@ -61,9 +62,9 @@ class UrTwin:
         self._controller = Controller(self._plant, unlock_after_s=unlock_after_s)
         if protective_stop:
             self._controller.protective_stop()
-        self._replies = replies(
-            self._controller, reports or model.removesuffix("e").upper(), _SERIAL, ".".join(map(str, VERSION))
-        )
+        version = ".".join(map(str, VERSION))
+        reports = reports or model.removesuffix("e").upper()
+        self._replies = replies(self._controller, reports, _SERIAL, version, remote_control)
         self._faults = Faults()
         self._reboot_s = reboot_s
         self._streams: set[RtdeConnection] = set()

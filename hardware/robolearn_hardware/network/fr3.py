@@ -4,8 +4,7 @@ libfranka moves the robot's 1 kHz reference towards the newest target within the
 come at any rate and a missed one is not a missed packet; the robot's own joint impedance controller follows. When this
 process is gone the robot stops by itself after 20 ms without a packet.
 
-pylibfranka speaks to the Research 3 (robot system 5.x). The older robot (FER, Panda) ends at libfranka 0.9, for which
-there is no pylibfranka; it is refused with that reason.
+pylibfranka speaks to the Research 3 only; ``fer.py`` drives the older robot (FER, Panda).
 SDK, modes and errors: Franka Control Interface documentation, https://frankarobotics.github.io.
 """
 
@@ -24,8 +23,9 @@ from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
 from robolearn_hardware.network.franka_hand import Hand
-from robolearn_hardware.network.link import LinkedArm, Reading, Speed
+from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
+from robolearn_hardware.network.session import Pace, Reading
 from robolearn_hardware.twins.franka import FrankaTwin
 from robolearn_hardware.twins.host import Twins
 
@@ -56,9 +56,7 @@ class Fr3Config:
     """N, and N m, at the tool: likewise."""
 
     def open(self, name: str) -> LinkedArm:
-        return LinkedArm(
-            _info(name, self), partial(Fr3Session, name, self), Speed(self.rate_hz, self.rate_hz, self.speed)
-        )
+        return LinkedArm(_info(name, self), partial(Fr3Session, name, self), Pace(self.rate_hz, self.speed))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
         if self.address != "twin":
@@ -71,7 +69,7 @@ def _info(name: str, config: Fr3Config) -> ArmInfo:
 
 
 class Fr3Session:
-    """A ``link.Session``."""
+    """A ``session.Session``."""
 
     def __init__(self, name: str, config: Fr3Config) -> None:
         self._name = name
@@ -153,6 +151,8 @@ class Fr3Session:
             return Condition.RELEASED, "a person guides it by the buttons at its wrist"
         if self._released:
             return Condition.RELEASED, _RELEASED
+        if self._handler is None:
+            return Condition.FAULT, "it is not under control; recover"
         if self._refused:
             return Condition.FAULT, f"the robot refused a target ({self._refused}); recover"
         return Condition.READY, ""
