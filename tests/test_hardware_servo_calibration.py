@@ -190,6 +190,20 @@ def test_recording_the_ranges_gives_an_arm_that_connects_with_its_true_limits(ki
             assert np.allclose(span[1:4], [2.4, 2.3, 2.5], atol=0.06)
 
 
+def test_ranges_are_recorded_right_while_a_motor_counts_a_turn_too_many() -> None:
+    own = default_calibration(MODELS["koch"])
+    elbow = dataclasses.replace(own.motors["elbow_flex"], homing_offset=-1500, range_low=800, range_high=3300)
+    turned = dataclasses.replace(own, motors={**own.motors, "elbow_flex": elbow})
+    with bench("koch", turned, start=(0, 0, 1.3, 0, 0, 0.5), hand_hz=0.5, reach=0.9) as it:
+        bus = it.bus()
+        bus.open()
+        assert bus.read(3, "present_position") < 0
+        end = time.monotonic() + 2.5
+        found = record_ranges(bus, turned, lambda: time.monotonic() > end).motors["elbow_flex"]
+        bus.close()
+        assert 2048 < found.range_low < elbow.ticks(1.3) < found.range_high < 3500
+
+
 def test_a_joint_that_was_not_moved_is_named() -> None:
     with bench("so101") as it:
         bus = it.bus()

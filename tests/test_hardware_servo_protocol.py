@@ -222,6 +222,41 @@ def test_a_line_that_never_stops_talking_does_not_hang_the_driver(
         bus.close()
 
 
+def any_request(packets: FeetechPackets | DynamixelPackets, chance: random.Random) -> bytes:
+    """A request with right checksums and anything else in it."""
+    id, instruction = chance.choice([1, 3, 6, 254]), chance.choice([1, 2, 3, 3, 3, 4, 5, 8, 0x82, 0x83, 0x83, 77])
+    parameters = chance.randbytes(chance.randrange(30))
+    if chance.random() < 0.2:  # more than a packet holds
+        instruction, parameters = chance.choice([(2, b"\x00\xff"), (0x82, b"\x00\xff\x01\x02\x03")])
+    if isinstance(packets, FeetechPackets):
+        body = bytes([id, len(parameters) + 2, instruction]) + parameters
+        return b"\xff\xff" + body + bytes([checksum(body)])
+    body = bytes([instruction]) + parameters
+    if chance.random() < 0.7:  # otherwise most addresses and sizes are beyond the control table
+        body = bytes([instruction, chance.randrange(150), 0, chance.randrange(1, 9), 0]) + parameters
+    packet = b"\xff\xff\xfd\x00" + bytes([id]) + (len(body) + 2).to_bytes(2, "little") + body
+    return packet + crc16(packet).to_bytes(2, "little")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_a_twin_is_told_it_goes_on_answering(kind: str) -> None:
+    chance = random.Random(1)
+    with bench(kind) as it:
+        packets = FeetechPackets() if kind == "so101" else DynamixelPackets()
+        bus = it.bus()
+        bus.open()
+        fd = os.open(it.twin.address, os.O_RDWR | os.O_NONBLOCK)
+        for _ in range(400):
+            os.write(fd, any_request(packets, chance))
+            time.sleep(0.0005)
+        os.close(fd)
+        it.fault(reboot=True)
+        time.sleep(0.5)
+        assert it.twin.observe()["requests"] > 300
+        assert bus.read(2, "model_number") == it.twin.observe()["registers"][2]["model_number"]
+        bus.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_scan_finds_every_motor_and_its_model(kind: str) -> None:
     with bench(kind) as it:

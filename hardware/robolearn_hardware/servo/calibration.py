@@ -209,11 +209,13 @@ def record_ranges(
     ids = [motor.id for motor in calibration.motors.values()]
     low: dict[int, int] = dict.fromkeys(ids, TICKS * 512)
     high: dict[int, int] = dict.fromkeys(ids, -TICKS * 512)
+    turns: dict[int, int] = {}  # where a motor has counted whole turns since it was put on power
     start, ticks = now_ns(), 0
     while not stop():
         for motor, reading in bus.read_state(ids).items():
-            low[motor] = min(low[motor], reading.values["present_position"])
-            high[motor] = max(high[motor], reading.values["present_position"])
+            position = reading.values["present_position"]
+            position += turns.setdefault(motor, round((MIDDLE - position) / TICKS) * TICKS)
+            low[motor], high[motor] = min(low[motor], position), max(high[motor], position)
         ticks += 1
         wait_until_ns(start + ticks * period_ns(rate_hz))
     joints = {joint.name: joint for joint in MODELS[calibration.arm].motors}

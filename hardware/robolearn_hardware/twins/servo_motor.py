@@ -13,6 +13,8 @@ _RISE_C = 40.0
 _WARM_UP_S = 300.0
 _HOT_C = 85
 _MOVING_RAD_S = 0.05
+_FASTEST = 32_767
+"""As far as the register goes."""
 _FULL_LOAD_RAD = 0.1
 """Distance from the goal at which a motor that stands still pushes with all it has."""
 _RESTART_S = 0.3
@@ -158,7 +160,8 @@ class TwinMotor:
             self._base = -math.floor(encoder / TICKS) * TICKS
         position = round(encoder) + self.table.offset_sign * self._offset
         self["present_position"] = position + self._base if self.table.counts_turns else position % TICKS
-        self["present_velocity"] = round(speed * RAD_PER_TICK / self.model.velocity_unit)
+        velocity = round(speed * RAD_PER_TICK / self.model.velocity_unit)
+        self["present_velocity"] = min(max(velocity, -_FASTEST), _FASTEST)
         current = round(load * self.model.stall_current / self.model.current_unit)
         if self._feetech:
             self["present_load"] = min(max(round(1000 * load), -1000), 1000)

@@ -53,6 +53,8 @@ class FeetechPackets:
     Source: Feetech, "Communication Protocol User Manual".
     """
 
+    _LONGEST = 240
+
     def take(self, buffer: bytearray) -> Request | None:
         while True:
             start = buffer.find(b"\xff\xff")
@@ -85,6 +87,8 @@ class FeetechPackets:
     def _request(self, packet: bytes) -> Request:
         id, length, parameters = packet[2], len(packet), packet[5:-1]
         instruction = _INSTRUCTIONS.get(packet[4], "unknown")
+        if "read" in instruction and parameters[1:2] > bytes([self._LONGEST]):
+            return Request(id, "unknown", length)  # more than a packet holds
         if instruction == "read" and len(parameters) == 2:
             return Request(id, instruction, length, parameters[0], parameters[1])
         if instruction in ("write", "reg_write") and len(parameters) > 1:
@@ -147,6 +151,8 @@ class DynamixelPackets:
         parameters = body[1:]
         first = int.from_bytes(parameters[:2], "little")
         second = int.from_bytes(parameters[2:4], "little")
+        if "read" in instruction and second > self._LONGEST:
+            return Request(id, "unknown", length)  # more than a packet holds
         if instruction == "read" and len(parameters) == 4:
             return Request(id, instruction, length, first, second)
         if instruction in ("write", "reg_write") and len(parameters) > 2:
