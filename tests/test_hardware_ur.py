@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,7 @@ def test_a_controller_that_accepts_and_never_answers_costs_the_deadline_and_no_m
         done.set()
         assert time.monotonic() - began < 8
         assert ticks > 50  # this process went on
+        monkeypatch.undo()
         twin.fault()
         arm.connect()
         arm.close()
@@ -334,7 +335,13 @@ def test_a_driver_that_is_stopped_loses_the_arm_to_the_watchdog_and_recovers() -
             eventually(lambda: not twin.observe()["playing"])
         finally:
             os.kill(process.pid, signal.SIGCONT)
-        eventually(lambda: arm.state().condition == Condition.FAULT)
+
+        def faulty() -> bool:
+            with suppress(DeviceGoneError):  # on a busy machine it was stopped for longer than a reading is good for
+                return arm.state().condition == Condition.FAULT
+            return False
+
+        eventually(faulty)
         with pytest.raises(NotReadyError, match="control script does not run"):
             arm.command(np.array(START))
         arm.recover()
