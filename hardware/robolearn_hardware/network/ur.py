@@ -172,35 +172,43 @@ class UrSession:
 
     def read(self) -> Reading:
         receive, now = self._receive, now_ns()
+        bits = receive.getSafetyStatusBits(), receive.getRobotMode(), receive.getRuntimeState()
+        condition, reason = self._condition(*bits)
         timestamp = receive.getTimestamp()
         if timestamp != self._timestamp:
-            reading = self._fresh(receive, timestamp, now)
-            if reading is not None:
-                self._last, self._timestamp = reading, timestamp
-        last = self._last
-        if last is None:
+            self._take(receive, timestamp, now)
+        if self._last is None:
             raise DeviceError(f"{self._name}: the controller sends no readings that make sense; restart it")
-        if now - last.received_ns > SILENCE_S * SECOND_NS:
+        if now - self._last.received_ns > SILENCE_S * SECOND_NS:
             raise DeviceGoneError(f"{self._name}: silent for {SILENCE_S:g} s; check cable and power, then connect")
-        return last
+        # What it is ready for may have changed since its last package: by what this session did.
+        self._last = replace(self._last, condition=condition, reason=reason)
+        return self._last
 
-    def _fresh(self, receive: Any, timestamp: float, now: int) -> Reading | None:
-        """The present package; None if it is broken, or another has come while it was read."""
+    def _take(self, receive: Any, timestamp: float, now: int) -> None:
+        """Keep the present package, unless it is broken, or another has come while it was read."""
         positions = np.array(receive.getActualQ())
         velocities = np.array(receive.getActualQd())
         currents = np.array(receive.getActualCurrent())
         wrench = np.array(receive.getActualTCPForce())
         temperatures = np.array(receive.getJointTemperatures())
-        condition, reason = self._condition(
-            receive.getSafetyStatusBits(), receive.getRobotMode(), receive.getRuntimeState()
-        )
         if receive.getTimestamp() != timestamp:
-            return None
+            return
         numbers = np.concatenate([positions, velocities, currents, wrench])
         if not np.isfinite(numbers).all() or np.abs(positions).max() > _GREATEST or not timestamp > 0.0:
-            return None
+            return
         captured = self._clock.map(round(timestamp * SECOND_NS), now)
-        return Reading(captured, now, condition, positions, velocities, currents, np.nan, wrench, temperatures, reason)
+        self._timestamp = timestamp
+        self._last = Reading(
+            captured,
+            now,
+            Condition.READY,
+            positions,
+            velocities,
+            currents,
+            wrench=wrench,
+            temperatures=temperatures,
+        )
 
     def _condition(self, safety: int, mode: int, runtime: int) -> tuple[Condition, str]:
         stopped = _stopped(safety, mode)
