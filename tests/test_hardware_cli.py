@@ -72,6 +72,23 @@ def test_find_says_which_ports_there_are(capsys: pytest.CaptureFixture[str]) -> 
     assert (code, "no serial port" in said) in ((0, False), (1, True))
 
 
+def test_find_motors_names_those_of_a_bus(capsys: pytest.CaptureFixture[str]) -> None:
+    with with_twins(load_rig(SO101)) as (rig, _):
+        port = rig.devices()["follower"].port  # type: ignore[attr-defined]
+        assert main(["find", "motors", port, "--maker", "feetech"]) == 0
+        said = capsys.readouterr().out
+        assert said.splitlines() == [f"feetech at 1000000 baud: motor {i}, sts3215" for i in range(1, 7)]
+        assert main(["find", "motors", port, "--maker", "feetech", "--baud", "57600"]) == 1
+        assert "no motor answers" in capsys.readouterr().out
+    assert main(["find", "motors", "/dev/ttyNONE"]) == 2
+
+
+def test_find_cameras_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["find", "cameras"])
+    said = capsys.readouterr().out
+    assert (code, "no camera is connected" in said) in ((0, False), (1, True))
+
+
 @pytest.mark.slow
 def test_teleop_moves_the_follower_with_the_leader_and_ends_at_rest_on_ctrl_c() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

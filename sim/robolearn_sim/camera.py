@@ -53,6 +53,13 @@ class Camera:
 
     def draw(self, data: Any, camera: str, size: int) -> np.ndarray:
         """What the named camera sees of ``data`` (mujoco.MjData), (size, size, 3) uint8, first row on top."""
+        return self.look(data, camera, size, size)[0]
+
+    def look(
+        self, data: Any, camera: str, width: int, height: int, *, depth: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The colours (height, width, 3) uint8, and where asked for the distances along the optical axis (height,
+        width) float32, m."""
         mujoco = _mujoco()
         if self._context is None:
             self._open()
@@ -61,11 +68,19 @@ class Camera:
         mujoco.mjv_updateScene(
             self._model, data, self._options, None, self._view, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
         )
-        rect = mujoco.MjrRect(0, 0, size, size)
-        pixels = np.empty((size, size, 3), np.uint8)
+        rect = mujoco.MjrRect(0, 0, width, height)
+        pixels = np.empty((height, width, 3), np.uint8)
+        buffer = np.empty((height, width), np.float32) if depth else None
         mujoco.mjr_render(rect, self._scene, self._context)
-        mujoco.mjr_readPixels(pixels, None, rect, self._context)
-        return np.ascontiguousarray(pixels[::-1])
+        mujoco.mjr_readPixels(pixels, buffer, rect, self._context)
+        distances = None if buffer is None else self._distances(buffer[::-1])
+        return np.ascontiguousarray(pixels[::-1]), distances
+
+    def _distances(self, buffer: np.ndarray) -> np.ndarray:
+        """The depth buffer (0 near, 1 far) as metres."""
+        extent, clip = self._model.stat.extent, self._model.vis.map
+        near, far = clip.znear * extent, clip.zfar * extent
+        return near / (1 - buffer * (1 - near / far))
 
     def close(self) -> None:
         if self._context is not None:

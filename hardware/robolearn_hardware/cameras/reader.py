@@ -140,7 +140,7 @@ class _Session:
             if what():
                 return
             if self._error is not None:
-                raise self._error
+                raise type(self._error)(*self._error.args)
         raise DeviceTimeoutError(
             f"camera {self._name!r} {failure} within {deadline.seconds:g} s; is it overloaded or stuck?"
         )
@@ -170,5 +170,6 @@ class _Session:
 
     def _fail(self, error: DeviceError) -> None:
         with self._changed:
-            self._error = error
+            # A copy, and a copy of it for whoever reads: a traceback would keep the source, and its library's threads.
+            self._error = type(error)(*error.args)
             self._changed.notify_all()

@@ -79,8 +79,7 @@ class _Stream:
         if not stream.codec_context.width:
             raise DeviceTimeoutError(f"{self._where} sends no picture that can be decoded within {_OPEN_S:g} s")
         check_size(self._where, stream.codec_context, self._info)
-        stream.thread_type = "SLICE"  # threads for whole frames would hold some back
-        stream.codec_context.flags |= Flags.low_delay  # nor does the decoder wait for a frame to be shown before
+        stream.codec_context.flags |= Flags.low_delay  # no frame waits for one that is to be shown before it
         self._frames = decoded(self._container, stream)
         return self._info
 
@@ -117,6 +116,7 @@ def decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Every frame of a video stream; None for packets that cannot be decoded."""
     from av.error import FFmpegError
 
+    stream.codec_context.thread_count = 1  # several would hold frames back, and outlive the stream
     for packet in container.demux(stream):
         try:
             frames = packet.decode()

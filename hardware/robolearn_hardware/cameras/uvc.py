@@ -90,7 +90,8 @@ class _Device:
         found = (round(get(cv2.CAP_PROP_FRAME_WIDTH)), round(get(cv2.CAP_PROP_FRAME_HEIGHT)))
         pixel = int(get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("latin-1").strip()
         rate = get(cv2.CAP_PROP_FPS)
-        if (*found, pixel) != (config.width, config.height, config.format) or abs(rate - config.rate_hz) > 0.5:
+        wrong_rate = rate > 0 and abs(rate - config.rate_hz) > 0.5  # some drivers do not tell
+        if wrong_rate or (*found, pixel) != (config.width, config.height, config.format):
             raise DeviceError(
                 f"{self._where} has no {config.width}x{config.height} {config.format} at {config.rate_hz:g} Hz; the "
                 f"nearest is {found[0]}x{found[1]} {pixel} at {rate:g} Hz. See v4l2-ctl --list-formats-ext"

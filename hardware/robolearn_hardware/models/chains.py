@@ -81,7 +81,7 @@ def _trossen(
             Joint((wrist, 0.0, 0.0), axis=y),
             Joint((rotate, 0.0, 0.0), axis=x),
         ),
-        Joint((tip, 0.0, 0.0), (0.5, 0.5, 0.5, 0.5)),  # z forward, x to the left, y up
+        Joint((tip, 0.0, 0.0), (0.5**0.5, 0.0, 0.5**0.5, 0.0)),  # z forward, y to the left, across the fingers
     )
 
 

@@ -17,9 +17,9 @@ from robolearn_hardware.devices import (
     NotReadyError,
 )
 from robolearn_hardware.servo.bus import ServoBus
-from robolearn_hardware.servo.calibration import Calibration
+from robolearn_hardware.servo.calibration import Calibration, MotorCalibration
 from robolearn_hardware.servo.chain import ServoChain
-from robolearn_hardware.servo.models import ServoArmModel
+from robolearn_hardware.servo.models import ServoArmModel, ServoJoint
 from robolearn_hardware.servo.registers import FEETECH_STS, MOTORS, MotorModel
 
 _RATE_HZ = 100.0
@@ -138,8 +138,8 @@ class ServoArm:
 
     def _engage(self) -> None:
         """Settings, goal where it stands, torque."""
-        for i, motor in enumerate(self._chain.ids):
-            self._configure(motor, grips=i == self._chain.gripper)
+        for joint, motor in zip(self._chain.model.motors, self._chain.motors, strict=True):
+            self._configure(joint, motor)
         self._chain.start()
         for motor, goal in self._chain.stand().items():
             self._bus.write(motor, "goal_position", goal)
@@ -148,15 +148,14 @@ class ServoArm:
         self._chain.torque.clear()
         self._condition = Condition.READY
 
-    def _configure(self, motor: int, *, grips: bool) -> None:
-        kind = MOTORS[self._chain.motors[self._chain.ids.index(motor)].motor]
-        table = kind.table
-        for register, value in _settings(kind, grips=grips).items():
-            if self._bus.read(motor, register) == value:
+    def _configure(self, joint: ServoJoint, motor: MotorCalibration) -> None:
+        kind = MOTORS[motor.motor]
+        for register, value in _settings(kind, joint, grips=joint.name == self._chain.model.gripper).items():
+            if self._bus.read(motor.id, register) == value:
                 continue
-            if table[register].address < table.ram and "lock" not in table.registers:
-                self._bus.write(motor, "torque_enable", 0)
-            self._bus.write(motor, register, value)
+            if kind.table[register].address < kind.table.ram and "lock" not in kind.table.registers:
+                self._bus.write(motor.id, "torque_enable", 0)
+            self._bus.write(motor.id, register, value)
 
     def _restart(self, motor: int) -> None:
         kind = MOTORS[self._chain.motors[self._chain.ids.index(motor)].motor]
@@ -205,7 +204,7 @@ class ServoArm:
         return f"{self.info.name} has stopped: {what}. Remove the cause, then recover"
 
 
-def _settings(kind: MotorModel, *, grips: bool) -> dict[str, int]:
+def _settings(kind: MotorModel, joint: ServoJoint, *, grips: bool) -> dict[str, int]:
     """Registers of a motor that follows goals at policy rate, in the order in which they are to be written.
 
     Feetech: with the lock on, what is written to the EEPROM's addresses acts and is forgotten with the power; half the
@@ -226,6 +225,9 @@ def _settings(kind: MotorModel, *, grips: bool) -> dict[str, int]:
         }
     settings = {"return_delay_time": 0, "operating_mode": 4, "bus_watchdog": 0}
     settings |= {"profile_acceleration": 0, "profile_velocity": 0}
+    if joint.gains is not None:
+        gains = ("position_p_gain", "position_i_gain", "position_d_gain")
+        settings |= dict(zip(gains, joint.gains, strict=True))
     if grips and kind.current_control:
         settings |= {"operating_mode": 5, "goal_current": round(_GRIP * kind.stall_current / kind.current_unit)}
     return settings

@@ -228,7 +228,7 @@ class ServoBus:
 
     def _answers(self, motor: int) -> bool:
         try:
-            self.read(motor, "model_number", tries=1)
+            self.read(motor, "model_number", tries=2)
         except DeviceTimeoutError:
             return False
         return True

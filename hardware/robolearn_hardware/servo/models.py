@@ -1,9 +1,9 @@
 """How the arms are built: joints, the motors that move them, and how far.
 
 Sources: SO-101, "so101_new_calib.urdf" of TheRobotStudio's SO-ARM100 (zero is the middle of each joint's range; SO-100
-is taken to move alike); Koch
-v1.1, its bill of materials; ViperX and WidowX 6 degrees of freedom, Interbotix's vx300s.yaml and wx250s.yaml (limits in
-ticks around 2048), gripper ends of ALOHA's constants.py; GELLO, its published leader for UR and Franka arms.
+is taken to move alike); Koch v1.1, its bill of materials, and LeRobot's gains of its elbow; ViperX and WidowX with 6
+degrees of freedom, Interbotix's vx300s.yaml and wx250s.yaml (limits in ticks around 2048), gripper ends of ALOHA's
+constants.py; GELLO, its published leader for UR and Franka arms.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class ServoJoint:
     """It turns without an end, so that nobody can move it to both."""
     shadow_of: str = ""
     """The joint that this motor moves together with the one of that name."""
+    gains: tuple[int, int, int] | None = None
+    """Position P, I and D, where the motor's own are too weak (Dynamixel)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,14 @@ def _so_arm(name: str) -> ServoArmModel:
 def _koch(name: str, kinds: tuple[str, ...], published: str) -> ServoArmModel:
     names = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
     joints = [
-        ServoJoint(joint, i, kinds[i - 1], full_turn=joint == "wrist_roll") for i, joint in enumerate(names, start=1)
+        ServoJoint(
+            joint,
+            i,
+            kinds[i - 1],
+            full_turn=joint in ("shoulder_pan", "wrist_roll"),
+            gains=(1500, 0, 600) if joint == "elbow_flex" else None,
+        )
+        for i, joint in enumerate(names, start=1)
     ]
     return ServoArmModel(name, (*joints, ServoJoint("gripper", 6, kinds[5], -0.6, 0.9)), 1_000_000, published=published)
 

@@ -63,7 +63,7 @@ class SerialLine:
             self._serial.close()
 
     def settle(self) -> None:
-        """Throw away what still comes, until the line is quiet: answers that are late must not answer the next call."""
+        """Throw away what still comes, until the line is quiet: on one wire for both ways, a request would collide."""
         until = time.monotonic() + _PATIENCE_S
         while time.monotonic() < until and select.select([self._fd], [], [], _SETTLED_S)[0]:
             self._receive()

@@ -7,6 +7,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -38,6 +39,10 @@ class Pictures(Protocol):
     def at(self, time_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Colour (H, W, 3) uint8 RGB and depth (H, W) uint16 in mm, 0 = not known, at an instant of CLOCK_MONOTONIC.
         The arrays are the caller's own."""
+        ...
+
+    def close(self) -> None:
+        """By the thread that made it."""
         ...
 
 
@@ -87,6 +92,9 @@ class Pattern:
         shift = self._spec.focal_px * self._spec.depth_offset_m / 0.5
         depth[rows, _columns(middle + shift, half)] = 500
         return colour, depth
+
+    def close(self) -> None:
+        pass
 
 
 def bar_at(time_ns: int) -> float:
@@ -181,7 +189,10 @@ class Feed:
             self._thread.join()
 
     def _run(self) -> None:
-        pictures = self._make()  # here, because a renderer belongs to one thread
+        with closing(self._make()) as pictures:  # here, because a renderer belongs to one thread
+            self._take(pictures)
+
+    def _take(self, pictures: Pictures) -> None:
         start_ns, number = now_ns(), 0
         colour, depth = pictures.at(start_ns)
         waiting: deque[tuple[int, TwinFrame]] = deque()
