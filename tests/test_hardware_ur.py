@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from robolearn_hardware.network import link
 from robolearn_hardware.network.setpoints import Setpoints
 from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config, UrConfig
 from robolearn_hardware.rig import load_rig, with_twins
+from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.process import Twin
 from robolearn_hardware.twins.ur.server import START, UrTwin
 
@@ -65,6 +67,15 @@ def test_the_twin_rig_moves_and_the_real_rig_names_the_same_devices() -> None:
         target = arm.state().positions + 0.02
         arm.command(target)
         reaches(twins["arm"], target)
+
+
+def test_a_twin_moves_the_joints_of_a_mujoco_model() -> None:
+    if not [entry for entry in entry_points(group="robolearn.plants") if entry.name == "mujoco"]:
+        pytest.skip("no plant 'mujoco' is installed")
+    with Twins() as twins, Ur5eConfig("twin", plant="mujoco").with_twin("arm", twins).open("arm") as arm:
+        target = arm.state().positions + 0.05
+        arm.command(target)
+        reaches(twins["arm"], target, 0.01)
 
 
 def test_capture_times_grow_and_never_lie_after_the_receipt() -> None:
