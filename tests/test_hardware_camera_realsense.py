@@ -14,11 +14,11 @@ import pytest
 from camera_fakes import wait_frames, wait_until
 
 from robolearn_hardware.cameras import realsense
-from robolearn_hardware.cameras.device_clock import DeviceClock, wall_offset_ns
 from robolearn_hardware.cameras.health import CameraCondition
 from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.cameras.realsense import RealSense, RealSenseConfig, RealSenseFileConfig, list_realsense
 from robolearn_hardware.clock import SECOND_NS
+from robolearn_hardware.device_clock import DeviceClock, wall_offset_ns
 from robolearn_hardware.devices import Camera, DeviceError, DeviceGoneError, DeviceTimeoutError, Frame
 from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.twins.host import Twins

@@ -18,9 +18,9 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from robolearn_hardware.cameras.device_clock import DeviceClock, wall_offset_ns
 from robolearn_hardware.cameras.sdk import import_realsense
 from robolearn_hardware.clock import SECOND_NS, now_ns
+from robolearn_hardware.device_clock import DeviceClock, wall_offset_ns
 from robolearn_hardware.devices import (
     Camera,
     CameraInfo,

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from robolearn_hardware.cameras.calibration_file import with_lens
-from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.cameras.reader import Picture, ThreadedCamera
 from robolearn_hardware.clock import SECOND_NS, now_ns
+from robolearn_hardware.device_clock import DeviceClock
 from robolearn_hardware.devices import Camera, CameraInfo, DeviceError, DeviceGoneError, DeviceTimeoutError
 from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.pictures import PictureSpec, make_pictures

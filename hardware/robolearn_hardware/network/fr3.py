@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from robolearn_hardware.cameras.device_clock import DeviceClock
 from robolearn_hardware.clock import SECOND_NS, now_ns
+from robolearn_hardware.device_clock import DeviceClock
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, DeviceGoneError, NotReadyError
 from robolearn_hardware.limits import limits_of
 from robolearn_hardware.network.franka_hand import Hand

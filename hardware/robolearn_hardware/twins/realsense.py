@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from robolearn_hardware.cameras.device_clock import wall_offset_ns
 from robolearn_hardware.cameras.sdk import import_realsense
 from robolearn_hardware.clock import now_ns
+from robolearn_hardware.device_clock import wall_offset_ns
 from robolearn_hardware.devices import DeviceError
 from robolearn_hardware.ring import Ring, RingHandle
 from robolearn_hardware.twins.faults import Faults

@@ -1,4 +1,4 @@
-"""Instants of a camera's own clock on CLOCK_MONOTONIC."""
+"""Instants of a device's own clock on CLOCK_MONOTONIC."""
 
 from __future__ import annotations
 
