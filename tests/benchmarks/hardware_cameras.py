@@ -1,7 +1,7 @@
 """From the instant of a picture to shared memory, and what that costs: three cameras of 640x480 at 30 Hz at a time, and
 the ring beside a pipe and a queue.
 
-    python tests/benchmarks/hardware_cameras.py            # about 2 minutes; prints a table
+    python tests/benchmarks/hardware.py --only cameras
 
 Cameras are twins, each a process of its own beside the camera's, so that a machine with few cores is busier than with
 real cameras; their pictures state when they were taken, and what drawing them took (p50) is subtracted. Encoding is
@@ -13,7 +13,6 @@ It looks every 0.5 ms for a new one in the ring, and waits in the others. cpu is
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import time
@@ -154,17 +153,3 @@ def send(name: str, end: Any, frames: int) -> None:
 def rows(seconds: float = 15.0) -> list[dict[str, Any]]:
     found = [three_cameras(kind, config, seconds) for kind, config in CAMERAS.items()]
     return found + [through(name, round(30 * seconds)) for name in ("shared-memory ring", "pipe", "queue")]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each row")
-    found = rows(parser.parse_args().seconds)
-    width = max(len(one["device"]) for one in found)
-    print(f"{'':{width}}  {'hz':>6} {'p50 ms':>8} {'p99 ms':>8} {'cpu':>6}")
-    for one in found:
-        print(f"{one['device']:{width}}  {one['hz']:6.1f} {one['p50_ms']:8.2f} {one['p99_ms']:8.2f} {one['cpu']:6.3f}")
-
-
-if __name__ == "__main__":
-    main()

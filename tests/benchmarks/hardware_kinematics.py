@@ -1,6 +1,6 @@
 """What kinematics, joint motion and simulated arms cost, and how exactly they follow.
 
-    python tests/benchmarks/hardware_kinematics.py [--seconds 5]
+    python tests/benchmarks/hardware.py --only kinematics
 
 Inverse kinematics: steps of 10 ms, the tool on a sine of 0.5 Hz and 5 cm across, within joint limits, a box and a floor
 that it does not touch. Its error is that of the step's result, by forward kinematics; an arm of five joints cannot keep
@@ -13,13 +13,10 @@ second, of pictures at 30 Hz.
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from robolearn_hardware.clock import SECOND_NS
 from robolearn_hardware.kinematics import DifferentialIK, Kinematics, Pose, Workspace, pose_error
@@ -159,23 +156,3 @@ def loop_row(device: str, times: list[float], cpu: float) -> dict[str, Any]:
 
 def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(values**2)))
-
-
-def show(title: str, found: list[dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(key for row in found for key in row))
-    table = Table(*columns, title=title)
-    for row in found:
-        table.add_row(*(str(row.get(key, "")) for key in columns))
-    Console(width=140).print(table)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    seconds = parser.parse_args().seconds
-    show("one call", rows(seconds))
-    show("following a sine of 0.5 Hz", tracking_rows(seconds + 3))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Loop rates of the arms behind a network and how well their twins follow a sine, through the vendors' SDKs.
 
-    python tests/benchmarks/hardware_network.py [--seconds 5]
+    python tests/benchmarks/hardware.py --only network
 
 The SDK runs in a process of its own, the link, at the rate that the rig states. hz: readings per second that are new,
 with a caller that reads and commands at that rate. p50_ms and p99_ms: what `state` and `command` take the caller, which
@@ -15,7 +15,6 @@ a robot's (the reference that reaches it is 10 ms behind the commands).
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import time
@@ -25,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
 from robolearn_hardware.network.fr3 import Fr3Config
@@ -140,22 +137,3 @@ def cpu_s(pid: int) -> float:
     """Of this process and of ``pid``, so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=140).print(table)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    seconds = parser.parse_args().seconds
-    show("read + write", rows(seconds))
-    show(f"following a sine of {SINE_HZ} Hz, {SINE_RAD} rad", tracking_rows(seconds + 3))
-
-
-if __name__ == "__main__":
-    main()

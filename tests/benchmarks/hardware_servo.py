@@ -1,6 +1,6 @@
 """Loop rates of servo arms and how well their twins follow a sine, through the vendors' SDKs.
 
-    python tests/benchmarks/hardware_servo.py [--seconds 5]
+    python tests/benchmarks/hardware.py --only servo
 
 A loop reads the state of all motors and writes all goals, as fast as it goes. The twin is in a process of its own; its
 wire takes the time that the bytes take at 1 Mbaud, and its adapter holds each answer back for 1 ms (FTDI told to, and
@@ -12,7 +12,6 @@ its capture, and its delay is the one at which the two agree best.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import time
@@ -21,8 +20,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
 from robolearn_hardware.devices import Condition
@@ -127,22 +124,3 @@ def sine(t_s: Any) -> Any:
 
 def rms(error: np.ndarray) -> float:
     return float(np.sqrt(np.mean(error**2)))
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0], title=title)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(width=140).print(table)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    seconds = parser.parse_args().seconds
-    show("read + write", rows(seconds))
-    show("following a sine of 0.5 Hz, 0.4 rad", tracking_rows(seconds + 3))
-
-
-if __name__ == "__main__":
-    main()
