@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from robolearn_hardware.network import link
 from robolearn_hardware.network.setpoints import Setpoints
 from robolearn_hardware.network.ur import Ur3eConfig, Ur5eConfig, Ur10eConfig, Ur16eConfig, Ur20Config, UrConfig
 from robolearn_hardware.rig import load_rig, with_twins
+from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.process import Twin
 from robolearn_hardware.twins.ur.server import START, UrTwin
 
@@ -65,6 +67,15 @@ def test_the_twin_rig_moves_and_the_real_rig_names_the_same_devices() -> None:
         target = arm.state().positions + 0.02
         arm.command(target)
         reaches(twins["arm"], target)
+
+
+def test_a_twin_moves_the_joints_of_a_mujoco_model() -> None:
+    if not [entry for entry in entry_points(group="robolearn.plants") if entry.name == "mujoco"]:
+        pytest.skip("no plant 'mujoco' is installed")
+    with Twins() as twins, Ur5eConfig("twin", plant="mujoco").with_twin("arm", twins).open("arm") as arm:
+        target = arm.state().positions + 0.05
+        arm.command(target)
+        reaches(twins["arm"], target, 0.01)
 
 
 def test_capture_times_grow_and_never_lie_after_the_receipt() -> None:
@@ -153,6 +164,7 @@ def test_a_controller_that_accepts_and_never_answers_costs_the_deadline_and_no_m
         done.set()
         assert time.monotonic() - began < 8
         assert ticks > 50  # this process went on
+        monkeypatch.undo()
         twin.fault()
         arm.connect()
         arm.close()
@@ -334,7 +346,13 @@ def test_a_driver_that_is_stopped_loses_the_arm_to_the_watchdog_and_recovers() -
             eventually(lambda: not twin.observe()["playing"])
         finally:
             os.kill(process.pid, signal.SIGCONT)
-        eventually(lambda: arm.state().condition == Condition.FAULT)
+
+        def faulty() -> bool:
+            with suppress(DeviceGoneError):  # on a busy machine it was stopped for longer than a reading is good for
+                return arm.state().condition == Condition.FAULT
+            return False
+
+        eventually(faulty)
         with pytest.raises(NotReadyError, match="control script does not run"):
             arm.command(np.array(START))
         arm.recover()

@@ -141,6 +141,7 @@ def test_a_box_that_accepts_and_never_answers_costs_the_deadline_and_no_more(mon
         with pytest.raises(DeviceError, match="did not connect within 3 s"):
             arm.connect()
         assert time.monotonic() - began < 8
+        monkeypatch.undo()
         twin.fault()
         arm.connect()
 

@@ -117,7 +117,10 @@ def load_rig(path: Path) -> Rig:
 
 @contextmanager
 def with_twins(rig: Rig) -> Iterator[tuple[Rig, Twins]]:
-    """The rig with every address "twin" replaced by that of a running twin."""
+    """The rig with every address "twin" replaced by that of a running twin.
+
+    Twins are processes of their own: a script calls this under ``if __name__ == "__main__":``.
+    """
     with Twins() as twins:
         sections = {
             section: {name: config.with_twin(name, twins) for name, config in getattr(rig, section).items()}

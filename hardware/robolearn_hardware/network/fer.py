@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -158,19 +158,18 @@ class FerSession:
         if self._last is None or device_ns != self._device_ns:
             self._device_ns = device_ns
             captured = self._clock.map(device_ns, now)
-            condition, reason = self._condition(state)
             self._last = Reading(
                 max(captured, now - _OLDEST_NS),
                 now,
-                condition,
+                Condition.READY,
                 np.array(state.q),
                 np.array(state.dq),
                 np.array(state.tau_J),
                 np.nan if self._hand is None else self._hand.opened(),
                 np.array(state.O_F_ext_hat_K),
-                None,
-                reason,
             )
+        condition, reason = self._condition(state)
+        self._last = replace(self._last, condition=condition, reason=reason)
         return self._last
 
     def _condition(self, state: Any) -> tuple[Condition, str]:

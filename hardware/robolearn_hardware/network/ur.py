@@ -49,11 +49,11 @@ _RUNNING = 7  # robot_mode
 _PLAYING = 2  # runtime_state
 _PROTECTIVE, _SAFEGUARD, _SYSTEM_EMERGENCY, _ROBOT_EMERGENCY, _EMERGENCY, _VIOLATION, _FAULT = 2, 4, 5, 6, 7, 8, 9
 _EMERGENCY_BITS = 1 << _SYSTEM_EMERGENCY | 1 << _ROBOT_EMERGENCY | 1 << _EMERGENCY
-_WATCHDOG_HZ = 4.0
+_WATCHDOG_HZ = 3.0
 _KICK_NS = 50_000_000
-_UNLOCK_S = 7.0  # a controller refuses for 5 s
-_STEP_S = 0.1
-_POWER_S = 6.0
+_UNLOCK_S = 6.0  # a controller refuses for 5 s
+_POWER_S = 3.2  # each of two steps
+_SCRIPT_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,9 @@ class UrSession:
                 self._control = RTDEControlInterface(self._config.address, self._config.rate_hz)
             else:
                 self._control.reuploadScript()
-            self._await(lambda: self._receive.getRuntimeState() == _PLAYING, 3.0, "does not start the control script")
+            self._await(
+                lambda: self._receive.getRuntimeState() == _PLAYING, _SCRIPT_S, "does not start the control script"
+            )
             if not self._control.setWatchdog(_WATCHDOG_HZ):
                 raise NotReadyError(f"{self._name} does not accept commands; look at the teach pendant, then recover")
         except RuntimeError as error:
@@ -170,35 +172,43 @@ class UrSession:
 
     def read(self) -> Reading:
         receive, now = self._receive, now_ns()
+        bits = receive.getSafetyStatusBits(), receive.getRobotMode(), receive.getRuntimeState()
+        condition, reason = self._condition(*bits)
         timestamp = receive.getTimestamp()
         if timestamp != self._timestamp:
-            reading = self._fresh(receive, timestamp, now)
-            if reading is not None:
-                self._last, self._timestamp = reading, timestamp
-        last = self._last
-        if last is None:
+            self._take(receive, timestamp, now)
+        if self._last is None:
             raise DeviceError(f"{self._name}: the controller sends no readings that make sense; restart it")
-        if now - last.received_ns > SILENCE_S * SECOND_NS:
+        if now - self._last.received_ns > SILENCE_S * SECOND_NS:
             raise DeviceGoneError(f"{self._name}: silent for {SILENCE_S:g} s; check cable and power, then connect")
-        return last
+        # What it is ready for may have changed since its last package: by what this session did.
+        self._last = replace(self._last, condition=condition, reason=reason)
+        return self._last
 
-    def _fresh(self, receive: Any, timestamp: float, now: int) -> Reading | None:
-        """The present package; None if it is broken, or another has come while it was read."""
+    def _take(self, receive: Any, timestamp: float, now: int) -> None:
+        """Keep the present package, unless it is broken, or another has come while it was read."""
         positions = np.array(receive.getActualQ())
         velocities = np.array(receive.getActualQd())
         currents = np.array(receive.getActualCurrent())
         wrench = np.array(receive.getActualTCPForce())
         temperatures = np.array(receive.getJointTemperatures())
-        condition, reason = self._condition(
-            receive.getSafetyStatusBits(), receive.getRobotMode(), receive.getRuntimeState()
-        )
         if receive.getTimestamp() != timestamp:
-            return None
+            return
         numbers = np.concatenate([positions, velocities, currents, wrench])
         if not np.isfinite(numbers).all() or np.abs(positions).max() > _GREATEST or not timestamp > 0.0:
-            return None
+            return
         captured = self._clock.map(round(timestamp * SECOND_NS), now)
-        return Reading(captured, now, condition, positions, velocities, currents, np.nan, wrench, temperatures, reason)
+        self._timestamp = timestamp
+        self._last = Reading(
+            captured,
+            now,
+            Condition.READY,
+            positions,
+            velocities,
+            currents,
+            wrench=wrench,
+            temperatures=temperatures,
+        )
 
     def _condition(self, safety: int, mode: int, runtime: int) -> tuple[Condition, str]:
         stopped = _stopped(safety, mode)
@@ -262,13 +272,15 @@ class UrSession:
             return True
 
         self._await(unlocked, _UNLOCK_S, "stays in its protective stop", every_s=0.25, why=lambda: refused)
-        self._await(lambda: not self._receive.isProtectiveStopped(), 1.0, "stays in its protective stop")
+        self._await(lambda: not self._receive.isProtectiveStopped(), 0.5, "stays in its protective stop")
 
     def _power_on(self) -> None:
         self._say(lambda d: d.powerOn())
-        self._await(lambda: self._receive.getRobotMode() >= 5, _POWER_S, "does not power on")
+        self._await(lambda: self._receive.getRobotMode() >= 5, _POWER_S, "is not powered on yet; recover again")
         self._say(lambda d: d.brakeRelease())
-        self._await(lambda: self._receive.getRobotMode() == _RUNNING, _POWER_S, "does not release its brakes")
+        self._await(
+            lambda: self._receive.getRobotMode() == _RUNNING, _POWER_S, "is releasing its brakes; recover again"
+        )
 
     def close(self) -> None:
         if self._control is not None and self._control.isProgramRunning():
@@ -291,7 +303,10 @@ class UrSession:
             self._dashboard.connect(2000)
             return what(self._dashboard)
         except RuntimeError as error:
-            raise NotReadyError(f"{self._name}: the dashboard says: {_line(error)}") from None
+            raise NotReadyError(
+                f"{self._name}: the dashboard at {self._config.address}:29999 does not do this ({_line(error)}); "
+                "is that a UR controller, and is it up?"
+            ) from None
 
     def _await(
         self, done: Callable[[], bool], limit_s: float, what: str, every_s: float = 0.01, why: Callable[[], str] = str
@@ -299,7 +314,7 @@ class UrSession:
         end = now_ns() + round(limit_s * SECOND_NS)
         while not done():
             if now_ns() > end:
-                raise NotReadyError(f"{self._name} {what} within {limit_s:g} s; look at the teach pendant. {why()}")
+                raise NotReadyError(f"{self._name} {what} (after {limit_s:g} s; look at the teach pendant) {why()}")
             wait_until_ns(now_ns() + round(every_s * SECOND_NS))
 
 

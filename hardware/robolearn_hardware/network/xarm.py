@@ -176,7 +176,9 @@ class XarmSession:
             return kind, f"{_meaning(code)}; recover clears it"
         if self._released:
             return Condition.RELEASED, "a person guides it by hand; hold ends that"
-        if not self._prepared or arm.mode != _SERVO_MODE or arm.state >= _STOPPED:
+        # A report may be older than what was set since: the box is asked before it is called stopped.
+        stopped = arm.state >= _STOPPED and arm.get_state()[1] >= _STOPPED
+        if not self._prepared or arm.mode != _SERVO_MODE or stopped:
             return Condition.FAULT, "it is not in servo mode (stopped, perhaps in UFACTORY Studio?); recover"
         return Condition.READY, ""
 
