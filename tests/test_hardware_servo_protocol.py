@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import threading
 import time
@@ -149,11 +150,12 @@ def babbler(file: Path) -> Iterator[str]:
     """A serial port at whose other end a process writes a file again and again, as fast as it can."""
     master, slave = os.openpty()
     tty.setraw(slave)
-    with subprocess.Popen(["sh", "-c", 'while cat "$0"; do :; done', str(file)], stdout=master) as process:
+    command = ["sh", "-c", 'while cat "$0"; do :; done', str(file)]
+    with subprocess.Popen(command, stdout=master, start_new_session=True) as process:
         try:
             yield os.ttyname(slave)
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the shell and its cat
             os.close(master)
             os.close(slave)
 
