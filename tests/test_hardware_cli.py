@@ -213,3 +213,12 @@ def test_calibrate_board_says_how_large_it_is(tmp_path: Path, capsys: pytest.Cap
     )
     assert "200 x 140 mm" in capsys.readouterr().out
     assert (tmp_path / "board.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_simulated_camera_without_a_simulated_arm_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("robosuite", reason="needs robolearn[sim]")
+    (tmp_path / "rig.yaml").write_text("cameras: {front: {kind: mjpeg, url: twin, pictures: mujoco}}")
+    assert main(["doctor", "--rig", str(tmp_path / "rig.yaml")]) == 2
+    assert "give an arm of this rig plant: mujoco" in capsys.readouterr().err

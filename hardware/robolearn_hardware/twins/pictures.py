@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import threading
 import zlib
@@ -172,6 +173,7 @@ class Feed:
         self._make, self._emit = make, emit
         self._period_ns = period_ns(rate_hz)
         self._end = threading.Event()
+        self._ready: queue.SimpleQueue[DeviceError | None] = queue.SimpleQueue()
         self._random = random.Random(0)
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
@@ -181,7 +183,10 @@ class Feed:
         return {"positions": np.zeros(0), "frames": self._emitted, "delays_ns": np.array(self._delays_ns)}
 
     def start(self) -> None:
+        """Raises DeviceError: there is nothing to take pictures of."""
         self._thread.start()
+        if (problem := self._ready.get()) is not None:
+            raise problem
 
     def close(self) -> None:
         self._end.set()
@@ -189,7 +194,13 @@ class Feed:
             self._thread.join()
 
     def _run(self) -> None:
-        with closing(self._make()) as pictures:  # here, because a renderer belongs to one thread
+        try:
+            made = self._make()  # here, because a renderer belongs to one thread
+        except DeviceError as error:
+            self._ready.put(error)
+            return
+        self._ready.put(None)
+        with closing(made) as pictures:
             self._take(pictures)
 
     def _take(self, pictures: Pictures) -> None:
