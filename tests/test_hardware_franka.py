@@ -7,7 +7,7 @@ far as the two are alike: told that the robot it looks for is called "fr3".
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +23,6 @@ from robolearn_hardware.network.fer import FerConfig
 from robolearn_hardware.network.fr3 import Fr3Config
 from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.twins.franka import START, FrankaTwin, sim_python
-from robolearn_hardware.twins.host import Twins
 from robolearn_hardware.twins.process import Twin
 
 RIGS = Path(__file__).parents[1] / "hardware" / "rigs"
@@ -35,16 +34,13 @@ if find_spec("pylibfranka") is None or find_spec("franky") is None:  # looked fo
 with_simulator = pytest.mark.skipif(sim_python() is None, reason="no franky-sim here: make franka-sim")
 
 
-class Fr3AsFerConfig(FerConfig):
-    URDF = "fr3"
-
-
-KINDS = [Fr3Config, Fr3AsFerConfig]
+Fr3AsFerConfig = partial(FerConfig, urdf="fr3")
+KINDS = [pytest.param(Fr3Config, id="fr3"), pytest.param(Fr3AsFerConfig, id="fer")]
 
 
 @contextmanager
 def twin_and_arm(
-    kind: type[Fr3Config] | type[FerConfig] = Fr3Config, gripper: Any = "none", **settings: Any
+    kind: Callable[..., Any] = Fr3Config, gripper: Any = "none", **settings: Any
 ) -> Iterator[tuple[Twin, Arm]]:
     with Twin(partial(FrankaTwin, **settings)) as twin:
         arm = kind(twin.address, realtime="ignore", gripper=gripper).open("arm")
@@ -55,10 +51,11 @@ def twin_and_arm(
 
 
 @with_simulator
-def test_the_twin_rig_moves_arm_and_hand() -> None:
-    assert load_rig(RIGS / "fr3.yaml").arms.keys() == {"arm"}
+@pytest.mark.parametrize("name", ["fr3", "fer"])
+def test_the_twin_rig_moves_arm_and_hand(name: str) -> None:
+    assert load_rig(RIGS / f"{name}.yaml").arms.keys() == {"arm"}
     with (
-        with_twins(load_rig(RIGS / "fr3_twin.yaml")) as (rig, twins),
+        with_twins(load_rig(RIGS / f"{name}_twin.yaml")) as (rig, twins),
         rig.arms["arm"].open("arm") as arm,  # type: ignore[attr-defined]
     ):
         state = arm.state()
@@ -120,15 +117,6 @@ def test_a_fer_is_refused_by_the_sdk_of_a_research_3() -> None:
 def test_a_research_3_is_not_driven_as_a_fer() -> None:
     with twin_and_arm(FerConfig) as (_, arm), pytest.raises(DeviceError, match="is a 'fr3', the rig says fer"):
         arm.connect()
-
-
-@with_simulator
-def test_a_fer_s_session_moves_arm_and_hand() -> None:
-    with twin_and_arm(Fr3AsFerConfig, "hand") as (twin, arm):
-        arm.connect()
-        arm.command(TARGET, 0.9)
-        reaches(twin, TARGET, CLOSE)
-        eventually(lambda: abs(arm.state().gripper - 0.9) < 0.05)
 
 
 @with_simulator
@@ -213,11 +201,6 @@ def test_after_a_reboot_it_connects_in_the_same_process(kind: Any) -> None:
         arm.connect()
         arm.command(TARGET)
         reaches(twin, TARGET, CLOSE)
-
-
-def test_a_fer_has_no_twin() -> None:
-    with Twins() as twins, pytest.raises(DeviceError, match="a FER has no twin"):
-        FerConfig("twin").with_twin("arm", twins)
 
 
 def test_without_its_environment_the_twin_says_how_to_make_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
+from robolearn_hardware.network.fer import FerConfig
 from robolearn_hardware.network.fr3 import Fr3Config
 from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.ur import Ur5eConfig
@@ -39,6 +40,7 @@ ARMS = {
     "xArm 7, xarm-python-sdk, 250 Hz": Xarm7Config("twin", rate_hz=250.0),
     "Lite 6, xarm-python-sdk": Lite6Config("twin"),
     "FR3, pylibfranka on franky-sim": Fr3Config("twin", gripper="none"),
+    "FER, franky on franky-sim": FerConfig("twin", gripper="none"),
 }
 SINE_HZ, SINE_RAD = 0.5, 0.2
 
@@ -50,11 +52,10 @@ def connected(config: Any) -> Iterator[LinkedArm]:
 
 
 def arms() -> dict[str, Any]:
-    found = dict(ARMS)
-    if sim_python() is None:
-        print("no franky-sim here (make franka-sim): FR3 left out")
-        del found["FR3, pylibfranka on franky-sim"]
-    return found
+    if sim_python() is not None:
+        return ARMS
+    print("no franky-sim here (make franka-sim): Franka left out")
+    return {name: config for name, config in ARMS.items() if "franky-sim" not in name}
 
 
 def rows(seconds: float = 5.0) -> list[dict[str, Any]]:

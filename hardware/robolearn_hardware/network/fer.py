@@ -6,8 +6,8 @@ reference: setpoints may come at any rate, and a missed one is not a missed pack
 itself after 20 ms without a packet.
 
 A FER ends at libfranka 0.9. franky-control from PyPI is built for the Research 3; the same package built for libfranka
-0.9.2 is in franky's releases (https://github.com/TimSchneider42/franky). Not tried on a FER: tests run this session
-against franky-sim, which is a Research 3.
+0.9.2 is in franky's releases (https://github.com/TimSchneider42/franky). Not tried on a FER: its twin is franky-sim,
+which is a Research 3, driven with the franky of PyPI.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from robolearn_hardware.network.franka_hand import Hand
 from robolearn_hardware.network.link import LinkedArm
 from robolearn_hardware.network.reach import reach
 from robolearn_hardware.network.session import Pace, Reading
+from robolearn_hardware.twins.franka import FrankaTwin
 from robolearn_hardware.twins.host import Twins
 
 Seven = tuple[float, float, float, float, float, float, float]
@@ -43,12 +44,10 @@ _NOT_READY = (Condition.EMERGENCY_STOP, Condition.PROTECTIVE_STOP)
 
 @dataclass(frozen=True)
 class FerConfig:
-    """A Franka Emika Robot (Panda) in a rig file. It has no twin."""
-
-    URDF: ClassVar[str] = "panda"
+    """A Franka Emika Robot (Panda) in a rig file."""
 
     address: str
-    """IP address."""
+    """IP address, or "twin" (which is a Research 3)."""
     rate_hz: float = 100.0
     """Of setpoints and readings."""
     gripper: Literal["none", "hand"] = "hand"
@@ -62,14 +61,16 @@ class FerConfig:
     """N m, of every joint: more is a collision, and the robot stops (a reflex)."""
     collision_force: float = 30.0
     """N, and N m, at the tool: likewise."""
+    urdf: str = "panda"
+    """What the robot must be, by its own model; "fr3" lets this drive a Research 3."""
 
     def open(self, name: str) -> LinkedArm:
         return LinkedArm(_info(name, self), partial(FerSession, name, self), Pace(self.rate_hz, self.speed))
 
     def with_twin(self, name: str, twins: Twins) -> Self:
-        if self.address == "twin":
-            raise DeviceError(f"{name}: a FER has no twin (franky-sim is an fr3); use kind fr3, or its IP address")
-        return self
+        if self.address != "twin":
+            return self
+        return replace(self, address=twins.start(name, FrankaTwin).address, realtime="ignore", urdf="fr3")
 
 
 def _info(name: str, config: FerConfig) -> ArmInfo:
@@ -118,7 +119,7 @@ class FerSession:
         except sdk.Exception as error:
             raise DeviceError(f"{self._name}: the robot at {host} refuses: {_line(error)}") from None
         found = self._model()
-        if found != config.URDF:
+        if found != config.urdf:
             raise DeviceError(
                 f"{self._name}: the robot at {host} is a {found!r}, the rig says fer; use kind fr3, or correct the "
                 "address"

@@ -42,7 +42,7 @@ _HEADER = struct.Struct(">HHHB")
 _SPIKE_S = 0.05
 _MOTOR = Motor(time_constant_s=0.02, speed=np.pi, acceleration=20.0)
 _BEYOND = 0.2  # rad; the mechanical stops lie beyond the limits
-_TOOL_BUS, _GRIPPER_ID, _BAUD_2M = 9, 8, 11
+_GRIPPER_ID, _BAUD_2M = 8, 11
 _POSITION_REGISTER, _TARGET_REGISTER = 0x0702, 0x0700
 _DIGITAL_OUT = 0x0A15
 _TORQUE = 30.0  # N m, of a motor at its limit

@@ -123,7 +123,7 @@ class UrTwin:
                     client.sendall(f"{answer(line, self._replies)}\n".encode())
 
     def _script(self, client: socket.socket) -> None:
-        """A program is complete with the ``end`` at the beginning of a line; other lines are programs of their own."""
+        """A program is complete with an ``end`` at the beginning of a line. Programs of one line are not known."""
         received = ""
         with contextlib.suppress(UnicodeDecodeError):
             while got := client.recv(65536):
