@@ -18,16 +18,16 @@ from robolearn_hardware.clock import now_ns, wait_until_ns
 Verdict = Literal["ok", "warning", "failure"]
 
 SDKS = {
-    "feetech": "feetech-servo-sdk",
-    "dynamixel": "dynamixel-sdk",
-    "ur": "ur-rtde",
-    "xarm": "xarm-python-sdk",
-    "franka": "pylibfranka",
-    "realsense": "pyrealsense2",
-    "cameras": "opencv-python",
-    "kinematics": "mink",
+    "cameras": ("opencv-python",),
+    "dynamixel": ("dynamixel-sdk",),
+    "feetech": ("feetech-servo-sdk",),
+    "franka": ("franky-control", "pylibfranka"),
+    "kinematics": ("mink", "ruckig"),
+    "realsense": ("pyrealsense2",),
+    "ur": ("ur-rtde",),
+    "xarm": ("xarm-python-sdk",),
 }
-"""Extra of robolearn -> the package that drives those devices."""
+"""Extra of robolearn -> the packages that drive those devices."""
 
 _RULES = Path("/etc/udev/rules.d/99-robolearn.rules")
 _LATENCY_TIMERS = Path("/sys/bus/usb-serial/devices")
@@ -142,9 +142,9 @@ def _rules() -> Check:
 
 def _sdks() -> Iterator[Check]:
     found, missing = [], []
-    for extra, package in SDKS.items():
+    for extra, packages in SDKS.items():
         try:
-            found.append(f"{package} {version(package)}")
+            found += [f"{package} {version(package)}" for package in packages]
         except PackageNotFoundError:
             missing.append(extra)
     yield Check("SDKs", "ok", ", ".join(found) or "none")
