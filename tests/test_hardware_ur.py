@@ -399,10 +399,11 @@ def test_a_program_that_forgets_to_close_ends_and_leaves_the_arm_held() -> None:
 
 
 def test_an_unknown_variable_is_refused_as_a_controller_does() -> None:
-    from rtde_receive import RTDEReceiveInterface
-
-    with Twin(partial(UrTwin, "ur5e")) as twin, pytest.raises(RuntimeError, match="not found by the controller"):
-        RTDEReceiveInterface(twin.address, 125.0, ["timestamp", "no_such_variable"])
+    """In a process of its own: ur_rtde gives whoever calls it the highest real-time priority, for good."""
+    with Twin(partial(UrTwin, "ur5e")) as twin:
+        code = f"import rtde_receive; rtde_receive.RTDEReceiveInterface({twin.address!r}, 125.0, ['no_such_variable'])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "not found by the controller" in done.stderr
 
 
 def test_a_fault_that_its_wire_does_not_have_is_refused() -> None:

@@ -19,6 +19,7 @@ from robolearn_hardware.network.setpoints import Setpoints
 from robolearn_hardware.ring import Ring, RingHandle
 
 REASON_BYTES = 240
+_PRIORITY = 50
 """Room for ``Reading.reason`` in the ring."""
 
 
@@ -48,6 +49,7 @@ def run(
         pipe.send(_told(name, error))
         _leave()
     pipe.send(("", (info, refused)))
+    _below_the_kernel()
     gc.freeze()
     try:
         link.run(pipe)
@@ -153,6 +155,12 @@ class _Ticker:
         self._readings.publish(
             {**record, "condition": int(Condition.DISCONNECTED), "reason": reason.encode()[:REASON_BYTES]}
         )
+
+
+def _below_the_kernel() -> None:
+    """ur_rtde takes the highest real-time priority that there is, if it may. No Python loop should have that."""
+    if hasattr(os, "SCHED_FIFO") and os.sched_getscheduler(0) == os.SCHED_FIFO:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_PRIORITY))
 
 
 def _quiet() -> None:
