@@ -15,7 +15,6 @@ a robot's (the reference that reaches it is 10 ms behind the commands).
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sine_tracking import follow_sine
 
-from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
+from robolearn_hardware.clock import now_ns, period_ns, wait_until_ns
 from robolearn_hardware.network.fer import FerConfig
 from robolearn_hardware.network.fr3 import Fr3Config
 from robolearn_hardware.network.link import LinkedArm
@@ -42,7 +42,7 @@ ARMS = {
     "FR3, pylibfranka on franky-sim": Fr3Config("twin", gripper="none"),
     "FER, franky on franky-sim": FerConfig("twin", gripper="none"),
 }
-SINE_HZ, SINE_RAD = 0.5, 0.2
+SINE_RAD = 0.2
 
 
 @contextmanager
@@ -99,39 +99,8 @@ def tracking_rows(seconds: float = 8.0) -> list[dict[str, Any]]:
     found = []
     for name, config in arms().items():
         with connected(config) as arm:
-            middle = arm.state().positions
-            captured, measured = [], []
-            start = now_ns() + SECOND_NS // 10
-            for tick in range(round(seconds * config.rate_hz)):
-                wait_until_ns(start + tick * period_ns(config.rate_hz))
-                arm.command(middle + sine((now_ns() - start) / SECOND_NS))
-                state = arm.state()
-                captured.append((state.capture_ns - start) / SECOND_NS)
-                measured.append(state.positions - middle)
-            times, angles = np.array(captured), np.array(measured)
-            later = times > 1.0
-            times, angles = times[later], angles[later]
-            delays = np.arange(0.0, 0.4, 0.002)
-            errors = [rms(angles - sine(times - delay)[:, None]) for delay in delays]
-            error = angles - sine(times)[:, None]
-            found.append(
-                {
-                    "device": name,
-                    "rms_rad": round(rms(error), 4),
-                    "max_rad": round(float(np.abs(error).max()), 4),
-                    "delay_ms": round(1e3 * float(delays[int(np.argmin(errors))]), 1),
-                    "rms_without_delay_rad": round(min(errors), 4),
-                }
-            )
+            found.append(follow_sine(name, arm, config.rate_hz, SINE_RAD, seconds))
     return found
-
-
-def sine(t_s: Any) -> Any:
-    return SINE_RAD * np.sin(2 * math.pi * SINE_HZ * np.asarray(t_s))
-
-
-def rms(error: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(error**2)))
 
 
 def cpu_s(pid: int) -> float:

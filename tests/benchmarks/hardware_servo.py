@@ -13,15 +13,14 @@ its capture, and its delay is the one at which the two agree best.
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from sine_tracking import follow_sine
 
-from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
 from robolearn_hardware.devices import Condition
 from robolearn_hardware.servo.arm import ServoArm
 from robolearn_hardware.servo.bus import ServoBus
@@ -43,7 +42,7 @@ WIRES = {
     "1 Mbaud, 1 ms USB": {"usb_latency_s": 0.001},
     "1 Mbaud, 16 ms USB": {"usb_latency_s": 0.016},
 }
-SINE_HZ, SINE_RAD, CONTROL_HZ = 0.5, 0.4, 100.0
+SINE_RAD, CONTROL_HZ = 0.4, 100.0
 
 
 @contextmanager
@@ -90,37 +89,5 @@ def tracking_rows(seconds: float = 8.0) -> list[dict[str, Any]]:
     found = []
     for kind, name in ARMS.items():
         with connected(kind) as arm:
-            middle = arm.state().positions
-            captured, measured = [], []
-            start = now_ns() + SECOND_NS // 10
-            for tick in range(round(seconds * CONTROL_HZ)):
-                wait_until_ns(start + tick * period_ns(CONTROL_HZ))
-                arm.command(middle + sine((now_ns() - start) / SECOND_NS), 0.5)
-                state = arm.state()
-                if state.condition is Condition.READY:
-                    captured.append((state.capture_ns - start) / SECOND_NS)
-                    measured.append(state.positions - middle)
-            times, angles = np.array(captured), np.array(measured)
-            later = times > 1.0
-            times, angles = times[later], angles[later]
-            delays = np.arange(0.0, 0.3, 0.002)
-            errors = [rms(angles - sine(times - delay)[:, None]) for delay in delays]
-            error = angles - sine(times)[:, None]
-            found.append(
-                {
-                    "device": f"{name}, {list(WIRES)[1]}",
-                    "rms_rad": round(rms(error), 4),
-                    "max_rad": round(float(np.abs(error).max()), 4),
-                    "delay_ms": round(1e3 * float(delays[int(np.argmin(errors))]), 1),
-                    "rms_without_delay_rad": round(min(errors), 4),
-                }
-            )
+            found.append(follow_sine(f"{name}, {list(WIRES)[1]}", arm, CONTROL_HZ, SINE_RAD, seconds))
     return found
-
-
-def sine(t_s: Any) -> Any:
-    return SINE_RAD * np.sin(2 * math.pi * SINE_HZ * np.asarray(t_s))
-
-
-def rms(error: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(error**2)))
