@@ -163,8 +163,8 @@ class UrSession:
             self._await(
                 lambda: self._receive.getRuntimeState() == _PLAYING, _SCRIPT_S, "does not start the control script"
             )
-            if not self._control.setWatchdog(_WATCHDOG_HZ):
-                raise NotReadyError(f"{self._name} does not accept commands; look at the teach pendant, then recover")
+            # A script that has just begun may not be reading yet.
+            self._await(lambda: self._control.setWatchdog(_WATCHDOG_HZ), 1.5, "does not accept commands", 0.1)
         except RuntimeError as error:
             raise NotReadyError(f"{self._name}: the control script does not run: {_line(error)}") from None
         self._sent_ns = now_ns()
