@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,9 +53,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture(autouse=True)
-def ordinary_priority(request: pytest.FixtureRequest) -> Iterator[None]:
+def ordinary_priority() -> Iterator[None]:
     """A library that gives its caller real-time priority must not starve the tests that follow in this process."""
     yield
     if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        warnings.warn(f"{request.node.nodeid} left this process with real-time priority", stacklevel=1)
+        pytest.fail("this test left its process with real-time priority")

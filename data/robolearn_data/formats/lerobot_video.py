@@ -5,7 +5,9 @@ Pictures are (height, width, channels) uint8 with 1 or 3 channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -120,17 +122,33 @@ class VideoWriter:
 
     def write(self, pictures: np.ndarray, *, begins: bool) -> None:
         """Add pictures (n, H, W, 3). ``begins``: the first of them is the first of an episode."""
-        for number, picture in enumerate(pictures):
-            frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = self.frames, self._time_base
-            if begins and number == 0:
-                frame.pict_type = PictureType.I
-            self._container.mux(self._stream.encode(frame))
-            self.frames += 1
+        with _same_priority():
+            for number, picture in enumerate(pictures):
+                frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame.pts, frame.time_base = self.frames, self._time_base
+                if begins and number == 0:
+                    frame.pict_type = PictureType.I
+                self._container.mux(self._stream.encode(frame))
+                self.frames += 1
 
     def close(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._container.close()
+        with _same_priority():
+            self._container.mux(self._stream.encode())
+            self._container.close()
+
+
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """SVT-AV1 gives whoever calls it the highest real-time priority, if it may: as root."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def encoding_info(shape: tuple[int, ...], fps: float, codec: str) -> dict[str, Any]:
