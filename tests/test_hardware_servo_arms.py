@@ -19,6 +19,7 @@ from robolearn_hardware.servo.models import MODELS
 from robolearn_hardware.servo.registers import RAD_PER_TICK
 
 CLOSE_RAD = 0.02
+TRUE_RAD = 2 * CLOSE_RAD  # the plant itself, which the encoder sees in ticks, through the gears' play and a little late
 
 
 def test_the_so101_twin_rig_answers_moves_and_its_leader_is_read(root: Path) -> None:
@@ -31,7 +32,7 @@ def test_the_so101_twin_rig_answers_moves_and_its_leader_is_read(root: Path) -> 
             state = read_until(arm, lambda s: np.abs(s.positions - goal).max() < CLOSE_RAD and s.gripper > 0.85)
             assert np.allclose(state.positions, goal, atol=CLOSE_RAD)
             truth = twins["follower"].observe()["positions"]
-            assert np.allclose(truth[:5], goal, atol=CLOSE_RAD)
+            assert np.allclose(truth[:5], goal, atol=TRUE_RAD)
             assert truth[5] == pytest.approx(0.9, abs=0.05)
             assert state.temperatures is not None
             assert (state.temperatures > 20).all()
@@ -58,7 +59,7 @@ def test_every_twin_rig_answers_and_moves_each_arm_alone(root: Path, name: str) 
                 state = read_until(arm, lambda s, goal=goal: np.abs(s.positions - goal).max() < CLOSE_RAD)
                 assert np.allclose(state.positions, goal, atol=CLOSE_RAD)
             for other, before in others.items():
-                assert np.allclose(twins[other].observe()["positions"], before, atol=2 * CLOSE_RAD)
+                assert np.allclose(twins[other].observe()["positions"], before, atol=TRUE_RAD)
         for teleoperator_name, config in rig.teleoperators.items():
             with connected(config.open(teleoperator_name)) as leader:
                 assert leader.read().positions is not None
@@ -86,7 +87,7 @@ def test_connecting_again_keeps_an_arm_held_that_was_held(kind: str) -> None:
         arm.close()
         assert all(it.twin.observe()["torque"].values())
         arm.connect()
-        assert np.allclose(read_until(arm, ready).positions, goal, atol=CLOSE_RAD)
+        assert np.allclose(read_until(arm, ready).positions, goal, atol=TRUE_RAD)
         arm.close()
 
 
@@ -191,7 +192,7 @@ def test_a_joint_whose_range_crosses_the_seam_of_its_encoder_reads_and_moves_rig
         arm.command(goal)
         state = read_until(arm, lambda s: abs(s.positions[0] + 1.5) < CLOSE_RAD)
         assert state.positions[0] == pytest.approx(-1.5, abs=CLOSE_RAD)
-        assert it.twin.observe()["positions"][0] == pytest.approx(-1.5, abs=CLOSE_RAD)
+        assert it.twin.observe()["positions"][0] == pytest.approx(-1.5, abs=TRUE_RAD)
 
 
 def test_a_motor_that_starts_anew_a_turn_off_is_a_fault_and_never_reads_a_turn_off() -> None:
@@ -215,7 +216,7 @@ def test_a_motor_that_starts_anew_a_turn_off_is_a_fault_and_never_reads_a_turn_o
         assert read_until(arm, ready).positions[0] == pytest.approx(1.5, abs=0.05)
         arm.command(np.array([1.0, 0, 0, 0, 0]))
         read_until(arm, lambda s: abs(s.positions[0] - 1.0) < CLOSE_RAD)
-        assert it.twin.observe()["positions"][0] == pytest.approx(1.0, abs=CLOSE_RAD)
+        assert it.twin.observe()["positions"][0] == pytest.approx(1.0, abs=TRUE_RAD)
 
 
 def test_a_leaders_wrist_goes_over_the_seam_of_its_encoder_without_a_leap() -> None:
@@ -258,8 +259,8 @@ def test_a_joint_that_counts_backwards_and_a_shifted_zero_come_out_right(kind: s
         arm.command(np.array([0, 0, -0.4, 0, 0]), 0.1)
         read_until(arm, lambda s: abs(s.positions[2] + 0.4) < CLOSE_RAD and s.gripper < 0.12)
         truth = it.twin.observe()["positions"]
-        assert truth[2] == pytest.approx(-0.4, abs=CLOSE_RAD)
-        assert truth[5] == pytest.approx(0.1, abs=0.02)
+        assert truth[2] == pytest.approx(-0.4, abs=TRUE_RAD)
+        assert truth[5] == pytest.approx(0.1, abs=0.05)
 
 
 @pytest.mark.parametrize("kind", KINDS)
