@@ -149,6 +149,14 @@ def test_hold_stops_it_where_it_is(kind: str) -> None:
         assert np.allclose(it.twin.observe()["positions"][:5], stood, atol=3 * RAD_PER_TICK)
 
 
+@pytest.mark.parametrize(("kind", "shoulder"), [("viperx", -1.85), ("widowx", -1.80)])
+def test_an_arm_that_sleeps_where_interbotix_lays_it_connects_and_wakes(kind: str, shoulder: float) -> None:
+    asleep = np.array([0, shoulder, 1.55, 0, 0.8, 0])
+    with bench(kind, start=(*asleep, 0.5)) as it, it.arm() as arm:
+        arm.command(asleep + np.array([0, 0.3, 0, 0, 0, 0]))
+        assert read_until(arm, lambda s: abs(s.positions[1] - shoulder - 0.3) < CLOSE_RAD).condition is Condition.READY
+
+
 def test_both_motors_of_a_joint_go_to_the_same_place() -> None:
     with bench("viperx") as it, it.arm() as arm:
         arm.command(arm.state().positions + 0.1, 0.5)

@@ -229,8 +229,9 @@ LIMITS: dict[str, dict[str, Published]] = {
     },
     "viperx": {
         "": Published(
-            "Trossen Robotics, ViperX-300 6DOF: robot description (the specification page has shoulder +-101 deg)",
-            _degrees(-180, -101, -101, -180, -107, -180),
+            # Its specification page has +-101 deg for the shoulder, and its sleep pose stands at -106.
+            "Trossen Robotics, ViperX-300 6DOF: robot description",
+            _degrees(-180, -106, -101, -180, -107, -180),
             _degrees(180, 72, 92, 180, 128, 180),
             pi,
         )
