@@ -12,6 +12,7 @@ import pytest
 
 from robolearn_hardware import registry
 from robolearn_hardware.devices import Arm, DeviceError, JointLimits, LimitError
+from robolearn_hardware.doctor import check_rig
 from robolearn_hardware.rig import load_rig, with_twins
 from robolearn_hardware.twins.faults import Faults
 from robolearn_hardware.twins.host import Twins
@@ -180,3 +181,47 @@ def test_a_first_order_plant_keeps_its_motors_limits_its_stops_and_its_backlash(
     assert plant.positions[1] == pytest.approx(0.49, abs=1e-3)
     with pytest.raises(DeviceError, match="no plant 'water'; valid: first_order"):
         make_plant("water", spec)
+
+
+def test_a_force_sensor_of_another_package_comes_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scales.py").write_text(
+        """
+from dataclasses import dataclass
+import numpy as np
+from robolearn_hardware.devices import Forces
+
+@dataclass(frozen=True)
+class Scale:
+    port: str
+    rate_hz: float = 1000.0
+    def open(self, name): return self
+    def with_twin(self, name, twins): return self
+    def connect(self): pass
+    def read(self):
+        times = np.arange(5)
+        return Forces(times, times, np.tile([0, 0, 9.81, 0, 0, 0], (5, 1)))
+    def tare(self): pass
+    def close(self): pass
+"""
+    )
+    package = tmp_path / "scales-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: scales\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(
+        "[robolearn.force_sensors]\nscale = scales:Scale\nlost = scales:Nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "rig.yaml"
+    path.write_text("force_sensors: {wrist: {kind: scale, port: /dev/x}}\n")
+    rig = load_rig(path)
+    assert rig.force_sensors["wrist"].open("wrist").read().wrench.shape == (5, 6)
+    (check,) = check_rig(rig)
+    assert (check.verdict, check.found) == ("ok", "5 samples in 0.2 s, force [0.  0.  9.8] N")
+    path.write_text("force_sensors: {wrist: {kind: ruler}}\n")
+    with pytest.raises(DeviceError, match="no kind 'ruler' of force_sensors; valid: lost, scale"):
+        load_rig(path)
+    path.write_text("force_sensors: {wrist: {kind: lost}}\n")
+    with pytest.raises(DeviceError, match="the kind 'lost' of the package 'scales:Nothing' cannot be loaded"):
+        load_rig(path)

@@ -23,7 +23,7 @@ def check_rig(rig: Rig) -> Iterator[Check]:
     for name, config in rig.devices().items():
         try:
             if name in rig.arms:
-                yield _arm(name, rig.arms[name].open(name))
+                yield _arm(name, rig.open_arm(name))
             elif name in rig.cameras:
                 yield _camera(name, rig.cameras[name].open(name))
             elif name in rig.force_sensors:

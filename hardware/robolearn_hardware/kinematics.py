@@ -100,6 +100,8 @@ class Kinematics:
         self.mj_data = mujoco.MjData(self.mj_model)
         self._site = self.mj_model.site("tool").id
         self._jacobian = np.zeros((6, self.joints))
+        self.bodies = list(self.mj_model.jnt_bodyid[2:])
+        """Of the third joint and on: the first two stand where the arm is mounted."""
 
     def forward(self, positions: np.ndarray) -> Pose:
         """The tool's pose at joint ``positions`` (J,) rad."""
@@ -114,6 +116,14 @@ class Kinematics:
         self._mujoco.mj_comPos(self.mj_model, self.mj_data)
         self._mujoco.mj_jacSite(self.mj_model, self.mj_data, self._jacobian[:3], self._jacobian[3:], self._site)
         return self._jacobian.copy()
+
+    def outside(self, positions: np.ndarray, workspace: Workspace) -> np.ndarray:
+        """How far the tool centre is beyond each side, and each joint from the third on below the floor, at joint
+        ``positions`` (J,) rad: (6 + J - 2,) m, 0 = inside."""
+        self._place(positions)
+        heights = self.mj_data.xpos[self.bodies, 2] - workspace.floor
+        room = _tool_room(self.mj_data.site_xpos[self._site], workspace)
+        return np.maximum(-np.concatenate([*room, heights]), 0.0)
 
     def _place(self, positions: np.ndarray) -> None:
         positions = np.asarray(positions, np.float64)
@@ -179,8 +189,7 @@ class DifferentialIK:
         workspace = self.workspace
         self._bounded = bool(np.isfinite([*workspace.low, *workspace.high, workspace.floor]).any())
         self._site = model.site("tool").id
-        # Bodies of the third joint and on: the first two stand where the arm is mounted.
-        self._bodies = list(model.jnt_bodyid[2:]) if np.isfinite(workspace.floor) else []
+        self._bodies = kinematics.bodies if np.isfinite(workspace.floor) else []
 
     def step(self, positions: np.ndarray, target: Pose | Twist, dt_s: float) -> np.ndarray:
         """Joint positions (J,) for ``dt_s`` after the arm was at ``positions`` (J,), on the way to ``target``.
@@ -215,12 +224,12 @@ class DifferentialIK:
         step = np.clip(solution, lowest, highest)
         if not self._bounded:
             return np.clip(start + step, limits.low, limits.high)
+        workspace = self.workspace
         # The workspace is linear in the solve only: a step that curves out of it is shortened.
-        before = self._outside(self._configuration.data)
+        before = self.kinematics.outside(start, workspace)
         for share in (1.0, 0.5, 0.25, 0.1):
             new = np.clip(start + share * step, limits.low, limits.high)
-            self.kinematics.forward(new)
-            if (self._outside(self.kinematics.mj_data) <= before + _EPSILON).all():
+            if (self.kinematics.outside(new, workspace) <= before + _EPSILON).all():
                 return new
         return start
 
@@ -288,7 +297,7 @@ class DifferentialIK:
         if self._bounded:
             self._mujoco.mj_jacSite(model, data, point, None, self._site)
             rows += [point.copy(), -point]
-            room += [0.5 * side for side in self._tool_room(data)]
+            room += [0.5 * side for side in _tool_room(data.site_xpos[self._site], workspace)]
         for body in self._bodies:
             self._mujoco.mj_jac(model, data, point, None, data.xpos[body], body)
             rows.append(-point[2:].copy())
@@ -296,16 +305,6 @@ class DifferentialIK:
         left = np.concatenate(room)
         finite = np.isfinite(left)
         return _Rows(np.vstack(rows)[finite], np.maximum(left[finite], 0.0))
-
-    def _tool_room(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
-        """How far the tool centre is from the upper and from the lower sides, (3,) each, m; < 0 = outside."""
-        tool, workspace = data.site_xpos[self._site], self.workspace
-        return workspace.high - tool, tool - np.array([*workspace.low[:2], max(workspace.low[2], workspace.floor)])
-
-    def _outside(self, data: Any) -> np.ndarray:
-        """How far the tool centre is beyond each side, and each joint below the floor: (6 + n,) m, 0 = inside."""
-        heights = data.xpos[self._bodies, 2] - self.workspace.floor
-        return np.maximum(-np.concatenate([*self._tool_room(data), heights]), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,6 +317,11 @@ class _Rows:
 
     def compute_qp_inequalities(self, configuration: Any, dt: float) -> _Rows:
         return self
+
+
+def _tool_room(tool: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, np.ndarray]:
+    """How far the tool centre is from the upper and from the lower sides, (3,) each, m; < 0 = outside."""
+    return workspace.high - tool, tool - np.array([*workspace.low[:2], max(workspace.low[2], workspace.floor)])
 
 
 def checked_pose(pose: Pose) -> Pose:

@@ -118,4 +118,7 @@ def kind_of(section: str, kind: str) -> type[DeviceConfig]:
     added = {entry.name: entry for entry in entry_points(group=f"robolearn.{section}")}
     if kind not in added:
         raise DeviceError(f"no kind {kind!r} of {section}; valid: {', '.join(sorted([*built_in, *added]))}")
-    return added[kind].load()
+    try:
+        return added[kind].load()
+    except (ImportError, AttributeError) as error:
+        raise DeviceError(f"the kind {kind!r} of the package {added[kind].value!r} cannot be loaded: {error}") from None

@@ -9,6 +9,8 @@ cameras:
   front: {kind: uvc, device: 0, width: 640, height: 480, rate_hz: 30}
 placement:
   follower: {position: [0, 0, 0], rotation_wxyz: [1, 0, 0, 0], latency_ms: 12}
+limits:                         # narrower than the published ones, see bounded.py
+  follower: {joints: {shoulder_lift: [-1.2, 1.0]}, speed: 0.5, floor: 0.03}
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from typing import Any, cast, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from robolearn_hardware.devices import DeviceError
+from robolearn_hardware.bounded import ArmBounds, BoundedArm
+from robolearn_hardware.devices import Arm, DeviceError
 from robolearn_hardware.registry import (
     SECTIONS,
     ArmConfig,
@@ -59,12 +62,19 @@ class Rig:
     force_sensors: Mapping[str, ForceSensorConfig] = field(default_factory=dict)
     teleoperators: Mapping[str, TeleoperatorConfig] = field(default_factory=dict)
     placement: Mapping[str, Placement] = field(default_factory=dict)
+    limits: Mapping[str, ArmBounds] = field(default_factory=dict)
+    """Of the arms that are not given their published ones."""
     fingerprint: str = ""
     """SHA-256 of what the rig file and the files it names say, 16 hexadecimal digits: stored with every dataset."""
 
     def devices(self) -> dict[str, DeviceConfig]:
         """Every device by its name."""
         return {**self.arms, **self.cameras, **self.force_sensors, **self.teleoperators}
+
+    def open_arm(self, name: str) -> Arm:
+        """The arm ``name``, unconnected, within its limits."""
+        arm = self.arms[name].open(name)
+        return BoundedArm(arm, self.limits[name]) if name in self.limits else arm
 
     def where(self, name: str) -> Placement:
         return self.placement.get(name, Placement())
@@ -87,11 +97,10 @@ def load_rig(path: Path) -> Rig:
         raise DeviceError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise DeviceError(f"{path} must be a mapping with {', '.join(SECTIONS)}")
-    unknown = set(content) - {*SECTIONS, "placement", "name"}
+    valid = [*SECTIONS, "placement", "limits", "name"]
+    unknown = set(content) - set(valid)
     if unknown:
-        raise DeviceError(
-            f"{path} has unknown keys {sorted(unknown)}; valid: {', '.join([*SECTIONS, 'placement', 'name'])}"
-        )
+        raise DeviceError(f"{path} has unknown keys {sorted(unknown)}; valid: {', '.join(valid)}")
     digest = hashlib.sha256(text)
     sections = {}
     for section in SECTIONS:
@@ -103,6 +112,10 @@ def load_rig(path: Path) -> Rig:
         str(name): _read(Placement, value, f"{path}: placement of {name}")
         for name, value in _mapping(path, "placement", content.get("placement")).items()
     }
+    limits = {
+        str(name): _read(ArmBounds, value, f"{path}: limits of {name}")
+        for name, value in _mapping(path, "limits", content.get("limits")).items()
+    }
     names = [name for devices in sections.values() for name in devices]
     for name in names:
         if names.count(name) > 1:
@@ -110,8 +123,14 @@ def load_rig(path: Path) -> Rig:
     for name, place in placement.items():
         if name not in names or place.parent not in ("world", *sections["arms"]):
             raise DeviceError(f"{path}: placement of {name!r} names no device, or a parent that is no arm")
+    if strangers := set(limits) - set(sections["arms"]):
+        raise DeviceError(f"{path}: limits of {sorted(strangers)[0]!r}, which is no arm of this rig")
     return Rig(
-        str(content.get("name", path.stem)), placement=placement, fingerprint=digest.hexdigest()[:16], **sections
+        str(content.get("name", path.stem)),
+        placement=placement,
+        limits=limits,
+        fingerprint=digest.hexdigest()[:16],
+        **sections,
     )
 
 

@@ -149,7 +149,7 @@ def place(options: CameraPlace) -> int:
     pictures, tools = [], []
     with with_twins(rig) as (reachable, _), contextlib.ExitStack() as stack:
         camera = stack.enter_context(_connected(reachable, options.camera))
-        arm = reachable.arms[name].open(name)
+        arm = reachable.open_arm(name)
         stack.callback(arm.close)
         arm.connect()
         kinematics = Kinematics(arm.info.model)

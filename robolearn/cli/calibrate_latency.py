@@ -51,7 +51,7 @@ def latency(options: LatencyOf) -> int:
             "name one of them, and for a camera the arm that it sees: --arm ARM"
         )
     with with_twins(rig) as (reachable, _), contextlib.ExitStack() as stack:
-        arm = reachable.arms[arm_name].open(arm_name)
+        arm = reachable.open_arm(arm_name)
         stack.callback(arm.close)
         arm.connect()
         if options.device == arm_name:

@@ -56,7 +56,7 @@ def run(options: Teleop) -> int:
         for leader_name, follower_name in pairs:
             leader = reachable.teleoperators[leader_name].open(leader_name)
             stack.callback(leader.close)
-            follower = reachable.arms[follower_name].open(follower_name)
+            follower = reachable.open_arm(follower_name)
             stack.callback(follower.close)
             leader.connect()
             follower.connect()

@@ -1,6 +1,6 @@
-"""Renders the tables of README.md and data/README.md from tests/benchmarks/results/*.json.
+"""Renders the tables of README.md, data/README.md and hardware/README.md from tests/benchmarks/results/*.json.
 
-    python tests/benchmarks/render_tables.py            # rewrite both
+    python tests/benchmarks/render_tables.py            # rewrite them
     python tests/benchmarks/render_tables.py --check    # exit 1 when one is not what the files say
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->` and shows NAME.json.
@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "data/README.md")
+PAGES = (ROOT / "README.md", ROOT / "data/README.md", ROOT / "hardware/README.md")
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -59,6 +59,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cpu_ms_per_step": ("CPU ms per step", lambda value: f"{value:.0f}"),
     "flow_10_ms": ("chunk: flow-10, ms", _milliseconds),
     "ddim_10_ms": ("ddim-10, ms", _milliseconds),
+    "hz": ("Hz", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"),
     "ddpm_100_ms": ("ddpm-100, ms", lambda value: f"{value:.0f}"),
 }
 """Key of a row -> heading and how to write a value. Other keys stand under their own name, numbers to 4 digits."""
