@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from robolearn_hardware.devices import ArmInfo, ArmState, Condition, DeviceError, Intent, JointLimits, NotReadyError
+from robolearn_hardware.devices import (
+    ArmInfo,
+    ArmState,
+    Condition,
+    DeviceError,
+    Intent,
+    JointLimits,
+    LimitError,
+    NotReadyError,
+)
 from robolearn_hardware.mirror import NEAR_RAD, Mirror, Phase
 from robolearn_hardware.motion import RAMP_S
 
@@ -86,6 +95,27 @@ def test_it_joins_slowly_then_follows_as_fast_as_the_leader_and_never_leaves_its
         tick = mirror.tick()
         errors.append(np.abs(tick.sent - tick.requested).max())
     assert max(errors[200:]) < 1.0 * 2 * RAMP_S, "it lags by less than its ramps"
+
+
+def test_at_the_edge_of_its_workspace_it_stops_and_comes_back_with_its_leader() -> None:
+    leader, follower = Leader(), Follower()
+
+    def command(positions: np.ndarray, gripper: float | None = None, *, effect_ns: int = 0) -> None:
+        if positions[0] > 1.0:
+            raise LimitError("follower: outside the workspace")
+        follower.told.append(positions)
+
+    follower.command = command
+    mirror = Mirror(leader, follower, RATE_HZ)
+    phases = [mirror.tick().phase for _ in range(400)]
+    assert phases[-1] is Phase.BLOCKED
+    assert 0.95 < follower.told[-1][0] <= 1.0
+    leader.positions = np.array([0.5, -1.0, 0.5])
+    before = len(follower.told)
+    while mirror.tick().phase is not Phase.FOLLOWING:
+        assert len(follower.told) < before + 500
+    assert np.abs(follower.told[-1] - leader.positions).max() < NEAR_RAD
+    assert np.abs(np.diff(follower.told[before - 1 :], axis=0)).max() * RATE_HZ <= 0.25 * 3.0 + 1e-6
 
 
 def test_a_leader_that_is_let_go_brings_it_to_rest_and_is_joined_slowly_again() -> None:

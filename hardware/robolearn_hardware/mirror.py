@@ -8,7 +8,16 @@ from enum import Enum
 import numpy as np
 
 from robolearn_hardware.clock import now_ns
-from robolearn_hardware.devices import Arm, ArmState, Condition, DeviceError, Intent, NotReadyError, Teleoperator
+from robolearn_hardware.devices import (
+    Arm,
+    ArmState,
+    Condition,
+    DeviceError,
+    Intent,
+    LimitError,
+    NotReadyError,
+    Teleoperator,
+)
 from robolearn_hardware.motion import JointMotion, Setpoint
 
 NEAR_RAD = 0.05
@@ -21,6 +30,7 @@ class Phase(Enum):
     JOINING = "joining the leader"
     FOLLOWING = "following"
     HOLDING = "holding: the leader is not enabled"
+    BLOCKED = "stopped where its limits or its workspace end"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +84,13 @@ class Mirror:
         limits = self._follower.info.limits
         wanted = np.clip(_wanted(intent, limits.joints, self._follower.info.name), limits.low, limits.high)
         phase, setpoint = self._next(intent, wanted)
-        self._sent = np.clip(setpoint.positions, limits.low, limits.high)
-        self._follower.command(self._sent, None if np.isnan(intent.gripper) else intent.gripper)
+        sent = np.clip(setpoint.positions, limits.low, limits.high)
+        try:
+            self._follower.command(sent, None if np.isnan(intent.gripper) else intent.gripper)
+            self._sent = sent
+        except LimitError:  # it keeps its last target, and goes on from there when the leader comes back
+            phase, self._motion, self._stopping = Phase.BLOCKED, self._slow, False
+            self._slow.begin(self._sent)
         return MirrorTick(phase, wanted, self._sent, state, intent, now_ns() - begun)
 
     def stop(self) -> bool:
