@@ -166,6 +166,29 @@ def test_batches_hold_the_rows_of_their_window(dataset: Path) -> None:
     assert present.max() == 45 - 8  # as many actions follow as are carried out
 
 
+def test_pad_after_brings_windows_nearer_to_their_episodes_end(dataset: Path) -> None:
+    batches = batches_of(config(), dataset, pad_after=14)
+    episode, present = batches.windows[0].locate(np.arange(len(batches.windows[0])))
+    assert [present[episode == e].max() for e in range(3)] == [length - 1 for length in (30, 12, 45)]
+    with pytest.raises(ConfigError, match=r"pad_after must be from 0 to .* = 14"):
+        config(pad_after=15)
+
+
+@pytest.mark.parametrize("policy", ["flow", "diffusion"])
+def test_a_run_with_given_prefixes_and_streaming_blocks_is_resumed_exactly(
+    policy: str, dataset: Path, tmp_path: Path
+) -> None:
+    plain = config(policy, steps=12, checkpoint_every=6, pad_after=14)
+    objective = replace(plain.policy.objective, prefix=4, streaming=4)
+    settings = replace(plain, policy=replace(plain.policy, objective=objective))
+    run(settings, dataset, tmp_path / "whole")
+    run(settings, dataset, tmp_path / "parts", stop_at=7)
+    run(settings, dataset, tmp_path / "parts", resume=True)
+    whole, parts = (load_file(tmp_path / name / "training.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert load_policy(tmp_path / "whole").config.objective == objective
+
+
 def test_an_action_that_was_not_recorded_is_not_learned(tmp_path: Path) -> None:
     row = {"state": np.zeros(3, np.float32), "img": np.zeros((16, 16, 3), np.uint8), "action": np.ones(2, np.float32)}
     with DatasetWriter.create(tmp_path / "d.zarr", SCHEMA) as writer:

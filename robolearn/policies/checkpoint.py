@@ -24,7 +24,7 @@ from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
-from robolearn_data.statistics import statistics_from_json, statistics_to_json
+from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
 
 FORMAT = 1
 
@@ -105,6 +105,20 @@ def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["dd
 def load_spec(folder: Path | str) -> PolicySpec:
     """The spec alone, without building the network."""
     return PolicySpec.from_json(_describe(resolve_checkpoint(folder))["spec"])
+
+
+def load_fingerprints(folder: Path | str) -> dict[str, str]:
+    """What a checkpoint was made from: "dataset" ("" where that was not noted) and "transforms"."""
+    return {name: str(value) for name, value in _describe(resolve_checkpoint(folder))["fingerprint"].items()}
+
+
+def load_statistics(folder: Path | str) -> dict[str, StreamStatistics]:
+    """Of the data that it was trained on, without building the network. Raises CheckpointError."""
+    path = resolve_checkpoint(folder) / "statistics.json"
+    try:
+        return statistics_from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; train again or copy it anew") from error
 
 
 def resolve_checkpoint(folder: Path | str) -> Path:

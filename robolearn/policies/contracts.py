@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -47,20 +48,38 @@ class Context:
         return self.tokens.shape[0]
 
 
+PriorMethod = Literal["inpaint", "rtc", "rtc-identity", "prefix"]
+
+
 @dataclass(frozen=True)
 class Prior:
-    """What is already known of the chunk to be sampled, such as the committed part of the previous chunk."""
+    """What is already known of the chunk to be sampled, such as the committed part of the previous chunk.
+
+    Methods (guidance.py has their formulas); with each of them actions of weight 1 are returned unchanged:
+
+    - inpaint: every estimate of the clean chunk is pulled towards the known actions by their weight.
+    - rtc: real-time chunking, guidance through the denoiser's Jacobian; costs a backward pass in every step.
+    - rtc-identity: the same with the identity in place of the Jacobian.
+    - prefix: the leading actions of weight 1 are given clean to a policy that was trained for it (training-time
+      real-time chunking, the objective's ``prefix``); weights below 1 count as 0.
+    """
 
     action: Tensor
-    """(B, T, A) in physical units, aligned with the chunk to be sampled; ignored where ``weight`` is 0."""
+    """(B, T, A) in physical units, aligned with the chunk to be sampled; ignored where ``weight`` is 0. NaN where it is
+    not known: such an action has weight 0."""
     weight: Tensor
     """(T,) or (B, T) in [0, 1]: 1 keeps the action exactly, values between pull towards it, 0 leaves it free."""
+    method: PriorMethod = "inpaint"
+    beta: float = 5.0
+    """Largest guidance weight of rtc and rtc-identity."""
 
     def __post_init__(self) -> None:
         if self.weight.shape[-1] != self.action.shape[1]:
             raise ValueError(f"prior has {self.action.shape[1]} actions but {self.weight.shape[-1]} weights")
         if bool(((self.weight < 0) | (self.weight > 1)).any()):
             raise ValueError("prior weights must lie in [0, 1]")
+        if self.method not in get_args(PriorMethod):
+            raise ValueError(f"no prior method {self.method!r}; valid: {', '.join(get_args(PriorMethod))}")
 
 
 @dataclass(frozen=True)

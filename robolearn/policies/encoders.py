@@ -86,12 +86,11 @@ class ImageEncoder(nn.Module):
     def _cropped(self, pixels: Tensor) -> Tensor:
         """One place for all frames of a window, so that what moves between them is the scene."""
         (b, _, h, w, _), (ch, cw) = pixels.shape, self.crop
-        if self.training:
-            top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
-            left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
-        else:
-            top = torch.full((b, 1), (h - ch) // 2, device=pixels.device)
-            left = torch.full((b, 1), (w - cw) // 2, device=pixels.device)
+        if not self.training:
+            top, left = (h - ch) // 2, (w - cw) // 2
+            return pixels[:, :, top : top + ch, left : left + cw]
+        top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
+        left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
         rows = (top + torch.arange(ch, device=pixels.device))[:, None, :, None]
         columns = (left + torch.arange(cw, device=pixels.device))[:, None, None, :]
         window = torch.arange(b, device=pixels.device)[:, None, None, None]

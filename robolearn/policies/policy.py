@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.contracts import Batch, Context, Draws, Losses, Prior
 from robolearn.policies.encoders import ObservationEncoder
+from robolearn.policies.guidance import PriorError, leading, with_prior
 from robolearn.policies.normalise import VectorNormaliser
 from robolearn.policies.objectives.diffusion import Diffusion, DiffusionConfig
 from robolearn.policies.objectives.flow import Flow, FlowConfig
-from robolearn.policies.spec import PolicySpec
+from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.trunks.transformer import Transformer
 from robolearn.policies.trunks.unet1d import UNet1d
 from robolearn_data.statistics import StreamStatistics
@@ -35,6 +36,12 @@ class Policy(nn.Module):
         self.config = config
         self.encoder = ObservationEncoder(spec, statistics, config.normalisation, config.encoder)
         self.trunk = TRUNKS[config.trunk.kind](spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk)
+        prefix, block = config.objective.prefix, config.objective.streaming
+        if min(prefix, block) < 0 or prefix + max(block, 1) > spec.horizon:
+            raise SpecError(
+                f"a prefix of {prefix} given actions and a streaming block of {block} do not fit a horizon of "
+                f"{spec.horizon}: neither may be negative, and one action at least must be left to predict"
+            )
         self.objective = OBJECTIVES[config.objective.kind](config.objective)
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
 
@@ -55,7 +62,9 @@ class Policy(nn.Module):
         return self.loss(batch, draws=draws, weight=weight)
 
     def loss(self, batch: Batch, *, draws: Draws | None = None, weight: Tensor | None = None) -> Losses:
-        """Squared error of the objective's prediction over the unpadded actions of each window.
+        """Squared error of the objective's prediction over the actions of each window that are not padding.
+
+        Actions that the draws give clean (time 1) do not count either.
 
         Args:
             draws: the random numbers to use; fresh ones by default.
@@ -66,11 +75,11 @@ class Policy(nn.Module):
         x, target = self.objective.corrupt(self.action(batch.action), draws)
         output = self.trunk(x, draws["time"], self.encode(batch.observation))
         error_BT = (output.float() - target).square().mean(-1)
-        if self.config.learn_padding:
-            loss = error_BT.mean(1)
-        else:
-            real_BT = (~batch.is_pad).float()
-            loss = (error_BT * real_BT).sum(1) / real_BT.sum(1).clamp(min=1)
+        learned_BT = draws["time"] < 1  # what is given clean is not learned
+        if not self.config.learn_padding:
+            learned_BT = learned_BT & ~batch.is_pad
+        learned_BT = learned_BT.float().expand_as(error_BT)
+        loss = (error_BT * learned_BT).sum(1) / learned_BT.sum(1).clamp(min=1)
         return Losses({self.config.objective.kind: loss if weight is None else loss * weight})
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
@@ -92,18 +101,40 @@ class Policy(nn.Module):
 
         Args:
             steps: denoising steps; the configuration's by default.
-            prior: known actions. Every estimate of the clean chunk is pulled towards them by their weight
-                (inpainting, Lugmayr et al. 2022); those of weight 1 are returned unchanged.
+            prior: known actions, and the method by which they steer the others.
+
+        Raises:
+            PriorError: the policy was not trained for this prior.
         """
         noise = self.noise(len(context)) if noise is None else noise
         if prior is None:
             return self.action.inverse(self.objective.sample(lambda x, t: self.denoise(x, t, context), noise, steps))
 
+        known = self.action(prior.action.to(noise))
         weight = prior.weight.to(noise).expand(noise.shape[:2]).unsqueeze(-1)
-        # Free actions may be unknown (NaN) in the prior.
-        known = torch.where(weight > 0, self.action(prior.action.to(noise)), 0.0)
-        chunk = self.objective.sample(lambda x, t: torch.lerp(self.denoise(x, t, context), known, weight), noise, steps)
+        weight = torch.where(known.isnan().any(-1, keepdim=True), 0.0, weight)
+        known = torch.where(weight > 0, known, 0.0)
+        if prior.method == "prefix":
+            self.check_prefix(int(leading(weight).sum(1).max()))
+        if prior.method == "rtc":  # autograd refuses what was made in inference mode
+            with torch.inference_mode(False):
+                context = Context(context.tokens.clone())
+        guided = with_prior(lambda x, t: self.denoise(x, t, context), prior, known, weight, self.objective)
+        chunk = self.objective.sample(guided, noise, steps)
         return torch.where(weight == 1, prior.action.to(noise), self.action.inverse(chunk))
+
+    def check_prefix(self, actions: int) -> None:
+        """Check that the policy was trained with so many leading actions given clean.
+
+        Raises:
+            PriorError: it was trained with fewer.
+        """
+        most = self.config.objective.prefix
+        if actions > most:
+            raise PriorError(
+                f"{actions} leading actions are given, the policy was trained with at most {most}: "
+                f"train with --policy.objective.prefix {actions}, infer faster, or use another method than prefix"
+            )
 
 
 def sampler_of(config: PolicyConfig) -> str:

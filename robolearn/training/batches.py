@@ -45,6 +45,7 @@ class WindowBatches:
         batch_size: int,
         seed: int,
         weights: tuple[float, ...] = (),
+        pad_after: int | None = None,
         images: Images = "auto",
         rank: int = 0,
         processes: int = 1,
@@ -54,6 +55,7 @@ class WindowBatches:
         Args:
             batch_size: windows in a step of all processes together.
             weights: how often each dataset is drawn, whatever its size; empty: as often as it has windows.
+            pad_after: how many actions of a window may lie beyond its episode's end; None for action_horizon - 1.
             images: where pictures are; auto: in memory if they take a modest part of what is free.
             rank: which share of each batch is this process's.
             talk: show a bar while data is loaded.
@@ -64,7 +66,7 @@ class WindowBatches:
         self._spec = spec
         self.batch_size = batch_size
         self._share = (rank, processes)
-        reach = (spec.horizon, spec.start, spec.action_horizon - 1)
+        reach = (spec.horizon, spec.start, spec.action_horizon - 1 if pad_after is None else pad_after)
         self.windows = [windows(s.dataset.episode_ends, *reach, episodes=s.train) for s in sources]
         self._held_out = [windows(s.dataset.episode_ends, *reach, episodes=s.held_out) for s in sources]
         self.mixture = Mixture(tuple(map(len, self.windows)), seed, weights)

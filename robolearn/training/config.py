@@ -53,6 +53,9 @@ class TrainConfig:
     """Part of each dataset's episodes to keep out of training, for held_out_loss; the same ones whatever the seed."""
     steps: int = 10_000
     """Optimiser steps."""
+    pad_after: int | None = None
+    """How many actions of a window may lie beyond its episode's end; by default action_horizon - 1. A long horizon
+    needs more, or the policy never sees what the last observations of an episode look like."""
     batch_size: int = 128
     """Windows per step, over all processes together."""
     seed: int = 0
@@ -78,6 +81,9 @@ class TrainConfig:
             )
         if any(not (math.isfinite(weight) and weight > 0) for weight in self.weights):
             raise ConfigError(f"weights must be positive, one for each dataset; got {self.weights}")
+        most = self.policy.horizon - self.policy.obs_horizon
+        if self.pad_after is not None and not 0 <= self.pad_after <= most:
+            raise ConfigError(f"pad_after must be from 0 to horizon - obs_horizon = {most}, got {self.pad_after}")
         if self.eval_every < 0 or self.eval_episodes < 1:
             raise ConfigError("eval_every must not be negative and eval_episodes at least 1")
 

@@ -71,6 +71,7 @@ def train(
         batch_size=config.batch_size,
         seed=config.seed,
         weights=config.weights,
+        pad_after=config.pad_after,
         images=images,
         rank=group.rank,
         processes=group.count,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robolearn.policies.contracts import Denoiser, Draws
+from robolearn.policies.objectives.token_times import token_times
 from robolearn_data.schema import UserError
 
 
@@ -28,6 +29,10 @@ class DiffusionConfig:
     levels: int = 100
     """Noise levels K of training."""
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
+    prefix: int = 0
+    """Leading actions given clean in training, as in FlowConfig."""
+    streaming: int = 0
+    """Actions in a block of a streaming policy, as in FlowConfig."""
 
 
 class Diffusion:
@@ -49,10 +54,13 @@ class Diffusion:
         self.alpha_bar = torch.cat([torch.ones(1), self.scheduler.alphas_cumprod])
 
     def draw(self, batch: int, shape: tuple[int, int], generator: torch.Generator | None) -> Draws:
-        """Noise (B, T, A) and time (B, 1) of one training step."""
+        """Noise (B, T, A) and time, (B, 1) or (B, T), of one training step."""
         noise = torch.randn(batch, *shape, generator=generator)
         level = torch.randint(0, self.config.levels, (batch, 1), generator=generator)
-        return {"noise": noise, "time": self._time(level)}
+        t = token_times(self._time(level), shape[0], self.config.prefix, self.config.streaming, generator)
+        if self.config.streaming:  # onto the levels of the schedule; the noisier, so that only what is given is clean
+            t = (t * self.config.levels + 1e-4).floor() / self.config.levels
+        return {"noise": noise, "time": t}
 
     def corrupt(self, action: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(noisy chunk, target of the network), both (B, T, A)."""
@@ -66,19 +74,40 @@ class Diffusion:
 
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
         """Denoise ``noise`` (B, T, A) to a chunk. DDPM's noise is a function of ``noise``, for each element of B."""
-        steps = steps or self.config.steps or (10 if self.config.sampler == "ddim" else self.config.levels)
-        if steps > self.config.levels:
-            raise UserError(f"{steps} denoising steps asked, the policy was trained with {self.config.levels} levels")
         generators = None
         if self.config.sampler == "ddpm":
             bits = noise[:, 0, 0].detach().cpu().float().view(torch.int32)
             generators = [torch.Generator().manual_seed(int(seed)) for seed in bits]
-        self.scheduler.set_timesteps(steps)
+        self.scheduler.set_timesteps(self.steps(steps))
         x = noise
         for level in self.scheduler.timesteps.tolist():
             clean = denoiser(x, self._time(torch.full((len(x), 1), level, device=x.device)))
             x = self.scheduler.step(clean, level, x, generator=generators, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
         return x
+
+    def steps(self, asked: int | None) -> int:
+        """Denoising steps from noise to clean: ``asked``, or the configuration's."""
+        steps = asked or self.config.steps or (10 if self.config.sampler == "ddim" else self.config.levels)
+        if steps > self.config.levels:
+            raise UserError(f"{steps} denoising steps asked, the policy was trained with {self.config.levels} levels")
+        return steps
+
+    def step(self, x: Tensor, clean: Tensor, now: Tensor, after: Tensor) -> Tensor:
+        """DDIM: ``x`` (B, T, A) moved from time ``now`` to ``after``, (B, 1) or (B, T), by the estimate ``clean``."""
+        alpha_now, alpha_after = self._alpha_bar(now), self._alpha_bar(after)
+        noise = (x - alpha_now.sqrt() * clean) / (1 - alpha_now).sqrt()
+        moved = alpha_after.sqrt() * clean + (1 - alpha_after).sqrt() * noise
+        return torch.where(alpha_now < 1, moved, x)
+
+    def straight(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(tau, scale), both (B, 1 or T, 1): x / scale lies on flow matching's straight line at time tau.
+
+        With a the signal fraction, x = sqrt(a) action + sqrt(1 - a) noise. Divided by scale = sqrt(a) + sqrt(1 - a) it
+        is tau action + (1 - tau) noise with tau = sqrt(a) / scale, and DDIM's step is Euler's.
+        """
+        alpha_bar = self._alpha_bar(t)
+        scale = alpha_bar.sqrt() + (1 - alpha_bar).sqrt()
+        return alpha_bar.sqrt() / scale, scale
 
     def _time(self, level: Tensor) -> Tensor:
         return 1 - (level + 1) / self.config.levels

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robolearn.policies.contracts import Denoiser, Draws
+from robolearn.policies.objectives.token_times import token_times
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class FlowConfig:
     """Euler steps when a chunk is sampled."""
     time: Literal["uniform", "beta"] = "uniform"
     """Distribution of training times; "beta" is pi0's, Beta(1.5, 1) towards noise."""
+    prefix: int = 0
+    """Training-time real-time chunking: at most so many leading actions are given clean in training, a number drawn for
+    each window; 0: none. A delay of d control steps takes obs_horizon - 1 + d."""
+    streaming: int = 0
+    """Streaming policy: actions in a block, the later ones noisier in training (see policies/streaming.py); 0: off."""
 
 
 class Flow:
@@ -32,13 +38,13 @@ class Flow:
         self.config = config
 
     def draw(self, batch: int, shape: tuple[int, int], generator: torch.Generator | None) -> Draws:
-        """Noise (B, T, A) and time (B, 1) of one training step."""
+        """Noise (B, T, A) and time, (B, 1) or (B, T), of one training step."""
         noise = torch.randn(batch, *shape, generator=generator)
         t = torch.rand(batch, 1, generator=generator)
         if self.config.time == "beta":
             # 1 - u^(1/1.5) is 1 - Beta(1.5, 1); 0.999 keeps away from the exact end, as pi0 does.
             t = 0.999 * (1 - t ** (1 / 1.5))
-        return {"noise": noise, "time": t}
+        return {"noise": noise, "time": token_times(t, shape[0], self.config.prefix, self.config.streaming, generator)}
 
     def corrupt(self, action: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """(noisy chunk, target of the network), both (B, T, A)."""
@@ -51,9 +57,22 @@ class Flow:
 
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
         """Euler integration from ``noise`` (B, T, A) to a chunk."""
-        times = torch.linspace(0.0, 1.0, (steps or self.config.steps) + 1, device=noise.device)
+        times = torch.linspace(0.0, 1.0, self.steps(steps) + 1, device=noise.device)
         x = noise
-        for now, after in itertools.pairwise(times):
-            clean = denoiser(x, now.expand(len(x), 1))
-            x = torch.lerp(x, clean, (after - now) / (1 - now))
+        for begin, end in itertools.pairwise(times):
+            now, after = begin.expand(len(x), 1), end.expand(len(x), 1)
+            x = self.step(x, denoiser(x, now), now, after)
         return x
+
+    def steps(self, asked: int | None) -> int:
+        """Denoising steps from noise to clean: ``asked``, or the configuration's."""
+        return asked or self.config.steps
+
+    def step(self, x: Tensor, clean: Tensor, now: Tensor, after: Tensor) -> Tensor:
+        """``x`` (B, T, A) moved from time ``now`` to ``after``, (B, 1) or (B, T), given the estimate ``clean``."""
+        part = torch.where(now < 1, (after - now) / (1 - now), 0.0)
+        return torch.lerp(x, clean, part.unsqueeze(-1).to(x))
+
+    def straight(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``Diffusion.straight``; here x is on the straight line already."""
+        return t.unsqueeze(-1), torch.ones_like(t).unsqueeze(-1)
