@@ -10,7 +10,7 @@ READY := .venv/.ready
 export SDL_VIDEODRIVER := dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lerobot franka-sim test-franka lint check format clean
+.PHONY: help setup demo test test-lerobot test-openpi franka-sim test-franka lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,16 @@ $(LEROBOT)/.ready:
 	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset,feetech]==0.6.1' pydantic
 	touch $@
 
+OPENPI := .venv-openpi
+
+test-openpi: $(READY) $(OPENPI)/.ready  ## openpi's own client against our server; no part of CI
+	ROBOLEARN_OPENPI_PYTHON=$(CURDIR)/$(OPENPI)/bin/python $(BIN)/python -m pytest tests/test_deploy_wire_openpi.py
+
+$(OPENPI)/.ready:
+	"$(PYTHON)" -m venv $(OPENPI)
+	$(OPENPI)/bin/python -m pip install 'openpi-client==0.1.2' typing_extensions
+	touch $@
+
 FRANKA_SIM := .venv-franka-sim
 
 franka-sim: $(FRANKA_SIM)/.ready  ## the environment of the Franka twin, which needs MuJoCo 4
@@ -70,5 +80,5 @@ format: $(READY)  ## bring the code into the style that lint checks
 	$(BIN)/ruff format
 
 clean:  ## remove the virtual environment, caches and built wheels; runs/ stays
-	rm -rf .venv .venv-lerobot .venv-franka-sim build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lerobot .venv-franka-sim .venv-openpi build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
