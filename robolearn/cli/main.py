@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a policy from a dataset",
     "eval": "run a checkpoint in simulation and count successes",
     "deploy": "run a checkpoint against a world in real time",
+    "serve": "a checkpoint for robots on a network",
     "data": "look at, check, import and export datasets",
     "find": "which port and which camera is which",
     "doctor": "look at this machine and at every device of a rig",

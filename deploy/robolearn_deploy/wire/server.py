@@ -1,0 +1,423 @@
+"""A policy for clients on a network: ours, and openpi's.
+
+One event loop speaks with all of them and a thread infers (``inference_worker.py``). No client can hold up another:
+each has a queue of its own for what is sent to it; who does not read is read from no more, and dropped after a while.
+Nothing that a client says is decoded before its token was right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response
+
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.schema import UserError
+from robolearn_deploy.inference import Inference, Reply
+from robolearn_deploy.wire.codec import MAX_BYTES, WireError, pack, unpack
+from robolearn_deploy.wire.inference_worker import InferenceWorker, Job
+from robolearn_deploy.wire.messages import (
+    EXTENSION,
+    IncomingRequest,
+    failure_message,
+    metadata_message,
+    pong_message,
+    read_ping,
+    read_request,
+    reply_message,
+)
+from robolearn_deploy.wire.security import SecurityError, is_loopback, token_matches
+from robolearn_hardware.clock import now_ns
+
+log = logging.getLogger(__name__)
+
+QUEUE = 16
+"""Messages that wait to be sent to one client, at most."""
+CLOSE_S = 1.0
+"""For the farewell at the end of a connection."""
+GOING_AWAY, INVALID_DATA = 1001, 1007  # RFC 6455, section 7.4.1
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: any free one, see ``PolicyServer.port``."""
+    token: str | None = None
+    """What clients must show. Needed for every host but loopback."""
+    tls: ssl.SSLContext | None = None
+    name: str = ""
+    """Of the policy, for clients to show."""
+    scheduler: str = ""
+    """Which scheduler's requests the policy understands, for clients to compare."""
+    max_bytes: int = MAX_BYTES
+    """Of one message, either way."""
+    max_clients: int = 32
+    max_batch: int = 8
+    """Requests that are inferred together, if the policy can."""
+    batch_window_s: float = 0.002
+    """How long a request waits for those of other clients."""
+    handshake_s: float = 5.0
+    """Who has not connected in full by then is hung up on; what they send meanwhile is not kept."""
+    keepalive_s: float = 20.0
+    """A client that answers no websocket ping, or takes in nothing that it is sent, for this long is dropped."""
+    drain_s: float = 5.0
+    """At the end, time for what is being inferred."""
+
+
+@dataclass
+class Statistics:
+    """What a server has done, for people to read."""
+
+    clients: int = 0
+    answered: int = 0
+    failed: int = 0
+    """Requests answered with an error: malformed, too late, replaced by a newer one, or the policy failed."""
+    refused: int = 0
+    """Connections without the right token, or one too many."""
+    dropped: int = 0
+    """Clients that did not read what they were sent."""
+    total_ms: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
+    """From the arrival of each of the last requests to its whole answer."""
+
+
+class ServerError(UserError):
+    """There can be no server here."""
+
+
+class PolicyServer:
+    """Serves one policy. ``run`` in an event loop of one's own, or ``serving`` in a thread."""
+
+    def __init__(self, make: Callable[[], Inference], options: ServerOptions) -> None:
+        """
+        Args:
+            make: opens the policy, in the thread that uses it.
+
+        Raises:
+            SecurityError: others could connect, and no token is demanded of them.
+        """
+        if options.token is None and not is_loopback(options.host):
+            raise SecurityError(
+                f"on host {options.host} anybody on the network could connect; "
+                "give --token-file, or set ROBOLEARN_TOKEN, or serve on 127.0.0.1"
+            )
+        self._options = options
+        self._worker = InferenceWorker(make, max_batch=options.max_batch, batch_window_s=options.batch_window_s)
+        self._clients: set[_Client] = set()
+        self._draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_event: asyncio.Event | None = None
+        self.statistics = Statistics()
+        self.port = options.port
+        self.spec: PolicySpec | None = None
+        self.batches = self._worker.batches
+        """Size -> how many batches of it were inferred."""
+
+    async def run(self, ready: Callable[[], None] | None = None) -> None:
+        """Serve until ``stop``. ``ready`` is called when clients can connect.
+
+        Raises:
+            ServerError: the port is taken, or the host is not of this machine. Whatever opening the policy raises.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._stop_event = asyncio.Event()
+        options = self._options
+        self.spec = spec = await asyncio.to_thread(self._worker.start)
+        self._metadata = pack(metadata_message(spec, name=options.name, scheduler=options.scheduler))
+        try:
+            server = await self._listen()
+            try:
+                self.port = next(iter(server.sockets)).getsockname()[1]
+                if ready is not None:
+                    ready()
+                await self._stop_event.wait()
+                self._draining = True
+                server.close(close_connections=False)
+                await self._drain()
+            finally:
+                server.close()
+                await server.wait_closed()
+        finally:
+            self._draining = True
+            await asyncio.to_thread(self._worker.stop, options.drain_s)
+
+    async def _listen(self) -> Server:
+        options = self._options
+        try:
+            return await serve(
+                self._serve_client,
+                options.host,
+                options.port,
+                ssl=options.tls,
+                process_request=self._admit,
+                origins=[None],  # browsers name theirs: no web page may use a policy on this machine
+                compression=None,
+                max_size=options.max_bytes,
+                max_queue=2,
+                open_timeout=options.handshake_s,
+                ping_interval=options.keepalive_s / 2,
+                ping_timeout=options.keepalive_s / 2,
+                close_timeout=CLOSE_S,
+                server_header=None,
+            )
+        except OSError as error:
+            raise ServerError(
+                f"cannot listen on {options.host} port {options.port}: {error.strerror or error}; "
+                "give another --port, or a --host of this machine"
+            ) from error
+
+    def stop(self) -> None:
+        """Let ``run`` finish what it is doing and return. From any thread."""
+        if self._loop is not None and self._stop_event is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: it has finished already
+                self._loop.call_soon_threadsafe(self._stop_event.set)
+
+    async def _drain(self) -> None:
+        until_ns = now_ns() + int(self._options.drain_s * 1e9)
+        while now_ns() < until_ns and not (self._worker.idle and all(c.queue.empty() for c in self._clients)):
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*(c.socket.close(GOING_AWAY, "the server stops") for c in list(self._clients)))
+        for client in self._clients:  # who does not read cannot be told
+            client.socket.transport.abort()
+
+    def _admit(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
+        """None: go on with the websocket's handshake."""
+        if request.path == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if self._options.token is not None:
+            given = request.headers.get_all("Authorization")
+            if len(given) != 1 or not token_matches(given[0], self._options.token):
+                self.statistics.refused += 1
+                return connection.respond(http.HTTPStatus.UNAUTHORIZED, "the token is missing or wrong\n")
+        if self._draining or len(self._clients) >= self._options.max_clients:
+            self.statistics.refused += 1
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server stops or has too many clients\n")
+        return None
+
+    async def _serve_client(self, socket: ServerConnection) -> None:
+        client = _Client(socket, self.statistics, self._options.keepalive_s)
+        self._clients.add(client)
+        self._count_clients()
+        writer = asyncio.create_task(client.write())
+        try:
+            await client.send(self._metadata)
+            async for message in socket:
+                await self._take(client, message, now_ns())
+                await asyncio.sleep(0)  # whoever sends without a pause leaves the loop to others too
+        except ConnectionClosed:
+            pass
+        except WireError as error:
+            self.statistics.failed += 1
+            await client.send(str(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(client.queue.join(), CLOSE_S)
+            await socket.close(INVALID_DATA, str(error).encode()[:120].decode(errors="ignore"))
+        finally:
+            self._clients.discard(client)
+            self._count_clients()
+            self._worker.forget(client)
+            writer.cancel()
+
+    def _count_clients(self) -> None:
+        self.statistics.clients = len(self._clients)
+        self._worker.set_clients(len(self._clients))
+
+    async def _take(self, client: _Client, message: bytes | str, received_ns: int) -> None:
+        """Act on one message; when this returns the client's next one may be read.
+
+        Raises:
+            WireError: it is no message of the protocol at all.
+        """
+        if isinstance(message, str):
+            raise WireError("messages must be binary: msgpack")
+        frame = unpack(message, max_bytes=self._options.max_bytes)
+        ping = read_ping(frame)
+        if ping is not None:
+            await client.send(pack(pong_message(ping, received_ns, now_ns())))
+            return
+        assert self.spec is not None
+        extension = frame.get(EXTENSION)
+        id = extension.get("id") if extension is not None else None
+        try:
+            if self._draining:
+                raise WireError("the server stops")
+            incoming = read_request(frame, self.spec, received_ns, sequence=client.asked)
+            client.asked += 1
+        except WireError as error:
+            self.statistics.failed += 1
+            if extension is not None and type(id) is not int:
+                raise
+            await client.send(str(error) if id is None else pack(failure_message(id, str(error))))
+            return
+        if incoming.id is not None:
+            if incoming.id <= client.newest_id:
+                return  # sent twice, or overtaken on the way
+            client.newest_id = incoming.id
+        pending = _Pending(self, client, incoming, self.spec, received_ns)
+        job = Job(incoming.request, pending.deliver, pending.fail, client.memory, partial=incoming.partial)
+        replaced = self._worker.submit(client, job)
+        if replaced is not None:
+            replaced.fail("a newer request has taken its place")
+        if incoming.id is None:
+            await client.until(pending.done.wait())  # openpi's clients number nothing: one after the other
+
+    def in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call ``function`` in the event loop, from the worker's thread."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be answered
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+
+class _Client:
+    """One connection and what waits to be sent over it."""
+
+    def __init__(self, socket: ServerConnection, statistics: Statistics, patience_s: float) -> None:
+        self.socket = socket
+        self.queue: asyncio.Queue[bytes | str] = asyncio.Queue(QUEUE)
+        self._statistics = statistics
+        self._patience_s = patience_s
+        self.previous_ms: float | None = None
+        """What the previous request took; openpi's server says so too."""
+        self.memory: dict[str, Any] = {}
+        """What the policy keeps for this robot; used by the worker's thread alone."""
+        self.asked = 0
+        """How many requests came; the number of each where the client gives none."""
+        self.newest_id = -1
+        """Of the requests that came, where they are numbered."""
+
+    async def send(self, message: bytes | str) -> None:
+        """In answer to what was read: while the queue is full, nothing more is."""
+        await self.until(self.queue.put(message))
+
+    def push(self, message: bytes | str, *, needed: bool = True) -> None:
+        """From the policy, which waits for nobody: a client with a full queue is dropped, or does without."""
+        try:
+            self.queue.put_nowait(message)
+        except asyncio.QueueFull:
+            if needed:
+                self._drop()
+
+    async def until(self, event: Coroutine[Any, Any, Any]) -> None:
+        """Wait for ``event``, or for the end of the connection."""
+        waits = [asyncio.ensure_future(event), asyncio.ensure_future(self.socket.wait_closed())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def write(self) -> None:
+        """Send what is queued, at the pace of the client."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                message = await self.queue.get()
+                try:
+                    # websockets' own keepalive waits behind what is being sent, and would wait for ever.
+                    async with asyncio.timeout(self._patience_s):
+                        await self.socket.send(message)
+                except TimeoutError:
+                    self._drop()
+                    return
+                self.queue.task_done()
+
+    def _drop(self) -> None:
+        if not self.socket.transport.is_closing():
+            self._statistics.dropped += 1
+            log.warning("a client at %s does not read what it is sent; dropped", self.socket.remote_address)
+            self.socket.transport.abort()
+
+
+class _Pending:
+    """A request on its way through the worker. ``deliver`` and ``fail`` are called in the worker's thread."""
+
+    def __init__(
+        self, server: PolicyServer, client: _Client, incoming: IncomingRequest, spec: PolicySpec, received_ns: int
+    ) -> None:
+        self._server = server
+        self._client = client
+        self._incoming = incoming
+        self._spec = spec
+        self._received_ns = received_ns
+        self.done = asyncio.Event()
+
+    def deliver(self, reply: Reply) -> None:
+        self._server.in_loop(self._answer, reply)
+
+    def fail(self, error: str) -> None:
+        self._server.in_loop(self._refuse, error)
+
+    def _answer(self, reply: Reply) -> None:
+        if self.done.is_set():
+            return
+        if reply.actions.shape != (self._spec.horizon, *self._spec.action.shape):
+            self._refuse(f"the policy gave actions of shape {reply.actions.shape}")
+            return
+        if not np.isfinite(reply.actions[: reply.final]).all():
+            self._refuse("the policy gave NaN or infinity")
+            return
+        server_ns = now_ns() - self._received_ns
+        message = reply_message(self._incoming, reply, self._spec, server_ns=server_ns)
+        if self._client.previous_ms is not None:
+            message["server_timing"]["prev_total_ms"] = self._client.previous_ms
+        try:
+            packed = pack(message)
+        except WireError as error:
+            self._refuse(f"the policy's reply cannot be sent: {error}")
+            return
+        whole = reply.final >= self._spec.horizon or not self._incoming.partial
+        self._client.push(packed, needed=whole)
+        if whole:
+            self.done.set()
+            self._client.previous_ms = server_ns / 1e6
+            self._server.statistics.answered += 1
+            self._server.statistics.total_ms.append(server_ns / 1e6)
+
+    def _refuse(self, error: str) -> None:
+        if self.done.is_set():
+            return
+        self.done.set()
+        self._server.statistics.failed += 1
+        id = self._incoming.id
+        self._client.push(f"error: {error}" if id is None else pack(failure_message(id, error)))
+
+
+@contextlib.contextmanager
+def serving(make: Callable[[], Inference], options: ServerOptions) -> Iterator[PolicyServer]:
+    """A server in a thread of this process, until the block ends. Raises what ``PolicyServer.run`` raises."""
+    server = PolicyServer(make, options)
+    ready = threading.Event()
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            asyncio.run(server.run(ready.set))
+        except BaseException as error:  # raised again below, in the thread that waits
+            failures.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=body, name="policy server", daemon=True)
+    thread.start()
+    ready.wait()
+    if failures:
+        thread.join()
+        raise failures[0]
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()

@@ -1,0 +1,221 @@
+"""`robolearn serve CHECKPOINT`: a policy for robots on a network, ours and openpi's clients alike."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from robolearn.cli.parse import stderr_line
+from robolearn_data.schema import UserError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from robolearn_deploy.wire.server import PolicyServer, Statistics
+
+REFRESH_S = 1.0
+CERTIFICATES = Path.home() / ".config" / "robolearn" / "tls"
+"""Where `--tls-self-signed` keeps what it makes, so that clients need it only once."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a checkpoint to robots over the network, until Ctrl-C.
+
+    `robolearn deploy --policy ws://HOST:PORT` and openpi's clients connect to it. Only this machine can, unless --host
+    says otherwise: then clients must show a token, and TLS keeps others on the network from reading along.
+    """
+
+    checkpoint: Positional[Path]
+    """A checkpoint folder, or the folder of a training run (then its newest checkpoint)."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every one of this machine."""
+    port: int = 8000
+    """0 takes any free one."""
+    token_file: Path | None = None
+    """Clients must show the token in this file; one is made if there is no such file. Without this option the
+    environment variable ROBOLEARN_TOKEN holds it."""
+    tls_cert: Path | None = None
+    """Certificate (PEM) for TLS, with --tls-key."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    tls_self_signed: bool = False
+    """TLS with a certificate of our own making; clients need a copy of it."""
+    scheduler: str = "naive"
+    """How chunks are drawn; the robots' must be the same."""
+    steps: int | None = None
+    """Denoising or integration steps of the sampler; by default those the policy was configured with."""
+    sampler: Literal["ddim", "ddpm"] | None = None
+    """For a diffusion policy: ddim (few steps) or ddpm (all of them)."""
+    seed: int = 0
+    """Of the policy's noise."""
+    device: str = "cpu"
+    """Where the policy runs: cpu, cuda."""
+    engine: Literal["torch", "compile", "onnx", "openvino"] = "torch"
+    """What computes the network: on a CPU openvino is the fastest by far (`pip install 'robolearn[openvino]'`)."""
+    cores: str | None = None
+    """Processor cores that it may use, such as 2-3; by default all."""
+    max_clients: int = 32
+    """Connections at a time."""
+    max_batch: int = 8
+    """Requests of different clients that are inferred together, at most."""
+    batch_window_ms: float = 2.0
+    """How long a request waits for those of other clients."""
+
+
+def run(options: Serve) -> int:
+    """Serve a checkpoint to robots over the network."""
+    _check(options)
+    from robolearn.policies.checkpoint import resolve_checkpoint
+    from robolearn_deploy.wire.security import fingerprint, is_loopback, make_token, read_token
+    from robolearn_deploy.wire.server import PolicyServer, ServerOptions
+
+    logging.basicConfig(level=logging.WARNING, format="robolearn: %(message)s")
+    logging.getLogger("websockets").setLevel(logging.ERROR)
+    checkpoint = resolve_checkpoint(options.checkpoint)
+    tls, certificate = _tls(options)
+    token = make_token(options.token_file) if options.token_file is not None else read_token(None)
+    server = PolicyServer(
+        functools.partial(_open, checkpoint, options),
+        ServerOptions(
+            host=options.host,
+            port=options.port,
+            token=token,
+            tls=tls,
+            name=str(options.checkpoint),
+            scheduler=options.scheduler,
+            max_clients=options.max_clients,
+            max_batch=options.max_batch,
+            batch_window_s=options.batch_window_ms / 1e3,
+        ),
+    )
+    if tls is None and not is_loopback(options.host):
+        stderr_line("without TLS anybody on the network can read the token and what robots see; see --tls-self-signed")
+
+    def ready() -> None:
+        print(f"serving   {checkpoint} at {'wss' if tls else 'ws'}://{options.host}:{server.port}   Ctrl-C ends it")
+        if options.token_file is not None:
+            print(f"token     {options.token_file}")
+        if certificate is not None:
+            print(f"trust     {certificate}   SHA-256 {fingerprint(certificate)}")
+        sys.stdout.flush()
+
+    asyncio.run(_serve(server, ready))
+    print(_summary(server.statistics, server.batches))
+    return 0
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {"": (Serve, run)}
+
+
+async def _serve(server: PolicyServer, ready: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.stop)
+    status = asyncio.create_task(_show(server.statistics))
+    try:
+        await server.run(ready)
+    finally:
+        status.cancel()
+
+
+async def _show(statistics: Statistics) -> None:
+    """One line on the terminal, renewed every second; nothing where there is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return
+    with console.status("opening the policy", refresh_per_second=2) as status:
+        while True:
+            before = statistics.answered
+            await asyncio.sleep(REFRESH_S)
+            rate = (statistics.answered - before) / REFRESH_S
+            status.update(f"{statistics.clients} clients   {rate:.0f} requests/s   {_times(statistics)}")
+
+
+def _summary(statistics: Statistics, batches: dict[int, int]) -> str:
+    together = ", ".join(f"{count} of {size}" for size, count in sorted(batches.items()))
+    said = f"answered  {statistics.answered} requests, {statistics.failed} failed   {_times(statistics)}"
+    if batches and max(batches) > 1:
+        said += f"\nbatches   {together}"
+    if statistics.refused or statistics.dropped:
+        said += f"\nclients   {statistics.refused} refused, {statistics.dropped} dropped"
+    return said
+
+
+def _times(statistics: Statistics) -> str:
+    import numpy as np
+
+    if not statistics.total_ms:
+        return "no chunk yet"
+    p50, p99 = np.percentile(list(statistics.total_ms), (50, 99))
+    return f"{p50:.1f} ms a chunk, p99 {p99:.1f} ms"
+
+
+def _open(checkpoint: Path, options: Serve) -> Any:
+    """The policy, in the thread that infers; the first chunks, which take many times longer, are behind it."""
+    import numpy as np
+
+    from robolearn_deploy.inference import Committed, Request
+    from robolearn_deploy.local_policy import LocalPolicy
+    from robolearn_deploy.policy_process import WARM_UP
+    from robolearn_deploy.schedulers import find, steps_of
+    from robolearn_hardware.clock import now_ns
+
+    scheduler = find(options.scheduler)
+
+    policy = LocalPolicy(
+        checkpoint,
+        steps=options.steps,
+        sampler=options.sampler,
+        seed=options.seed,
+        device=options.device,
+        scheduler=scheduler.name,
+        engine=options.engine,
+        cores=options.cores,
+    )
+    spec = policy.spec
+    blank = {name: np.zeros((spec.obs_horizon, *s.shape), s.dtype) for name, s in spec.observation.items()}
+    delay, execute = steps_of(1, scheduler.execute_steps(spec), spec)
+    plan = Committed(np.zeros((spec.horizon, *spec.action.shape), np.float32), delay, execute)
+    for sequence in range(WARM_UP):
+        committed = plan if scheduler.committed and sequence else None
+        list(policy.infer(Request(sequence, now_ns(), blank, committed)))
+    return policy
+
+
+def _tls(options: Serve) -> tuple[ssl.SSLContext | None, Path | None]:
+    """What the connection is encrypted with, and the certificate that clients must be given."""
+    from robolearn_deploy.wire.security import self_signed, server_tls
+
+    if options.tls_cert is not None and options.tls_key is not None:
+        return server_tls(options.tls_cert, options.tls_key), None
+    if options.tls_self_signed:
+        certificate, key = self_signed(CERTIFICATES / options.host.replace(":", "_"), options.host)
+        return server_tls(certificate, key), certificate
+    return None, None
+
+
+def _check(options: Serve) -> None:
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise UserError("--tls-cert and --tls-key belong together; give both, or --tls-self-signed")
+    if options.tls_cert is not None and options.tls_self_signed:
+        raise UserError("--tls-self-signed makes a certificate, --tls-cert names one; give one of the two")
+    if not 0 <= options.port < 1 << 16:
+        raise UserError(f"--port {options.port} does not exist; give one from 1 to 65535, or 0 for any free one")
+    if not 0 <= options.batch_window_ms <= 1000:
+        raise UserError(f"--batch-window-ms {options.batch_window_ms:g} is not possible; give 0 to 1000")
+    for name, least in (("seed", 0), ("steps", 1), ("max_clients", 1), ("max_batch", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is too small; give {least} or more")
