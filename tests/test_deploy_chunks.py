@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robolearn_deploy.chunks import Chunk, NaivePlan, Refusals, action_times_ns, hold_action
+from robolearn_deploy.chunks import Chunk, Refusals, action_times_ns, hold_action
+from robolearn_deploy.plan import Commitment, EnsemblePlan, PlanTiming, ReplacePlan, WaitPlan
 from robolearn_deploy.ticker import Ticker
 from robolearn_hardware.clock import now_ns, period_ns, wait_until_ns
 
@@ -24,9 +26,14 @@ def make_chunk(sequence: int, capture: int, *, start: int = 1, length: int = 4, 
     return Chunk(sequence, episode, capture, times, actions, int(times[-1]) + PERIOD)
 
 
-def plan_for(episode: int = 0) -> tuple[NaivePlan, Refusals]:
+def place(chunk: Chunk) -> tuple[int, int]:
+    """Of two chunks the one that is further in this order is the newer one, or the longer part of the same one."""
+    return chunk.sequence, len(chunk.actions)
+
+
+def plan_for(episode: int = 0) -> tuple[ReplacePlan, Refusals]:
     refusals = Refusals()
-    plan = NaivePlan(refusals)
+    plan = ReplacePlan(refusals)
     plan.begin(episode)
     return plan, refusals
 
@@ -66,8 +73,8 @@ def test_the_newest_chunk_that_has_begun_decides_whatever_the_order_and_lateness
         chunk = make_chunk(sequence, capture, start=start, length=length, episode=episode)
         if broken:
             chunk.actions[length // 2, 1] = np.nan
-        newest = max((c.sequence for c in taken), default=-1)
-        valid = sequence > newest and episode == 0 and not broken and now < chunk.expiry_ns
+        newest = max(map(place, taken), default=(-1, 0))
+        valid = place(chunk) > newest and episode == 0 and not broken and now < chunk.expiry_ns
         offered += 1
         assert plan.offer(chunk, now) is valid
         if valid:
@@ -76,7 +83,7 @@ def test_the_newest_chunk_that_has_begun_decides_whatever_the_order_and_lateness
         begun = [c for c in taken if c.times_ns[0] <= now]
         expected = None
         if begun:
-            decides = max(begun, key=lambda c: c.sequence)
+            decides = max(begun, key=place)
             if now < decides.expiry_ns:
                 expected = (decides.sequence, int((now - decides.times_ns[0]) // PERIOD))
                 expected = (decides.sequence, min(expected[1], len(decides.actions) - 1))
@@ -114,6 +121,75 @@ def test_a_new_episode_forgets_the_plan_of_the_one_before() -> None:
     assert plan.at(1000) is None
     plan.offer(make_chunk(1, 1000, episode=0), now_ns=1000)
     assert refusals == Refusals(foreign=1)
+
+
+def part_of(chunk: Chunk, actions: int) -> Chunk:
+    times = chunk.times_ns[:actions]
+    return replace(chunk, times_ns=times, actions=chunk.actions[:actions], expiry_ns=int(times[-1]) + PERIOD)
+
+
+@pytest.mark.parametrize("kind", [ReplacePlan, EnsemblePlan])
+def test_a_longer_part_of_a_chunk_takes_the_place_of_the_shorter_and_never_the_other_way_round(kind: type) -> None:
+    refusals = Refusals()
+    plan = kind(refusals)
+    plan.begin(0)
+    whole = make_chunk(0, 1000)
+    assert plan.offer(part_of(whole, 2), 1000)
+    assert plan.at(1100) is None
+    assert plan.offer(whole, 1100)
+    assert not plan.offer(part_of(whole, 3), 1100)
+    assert not plan.offer(whole, 1100)
+    planned = plan.at(1200)
+    assert planned is not None
+    assert planned.action.tolist() == [0, 3]
+    assert refusals == Refusals(reordered=2)
+
+
+def test_a_robot_that_waits_begins_a_chunk_when_it_comes_and_stops_after_so_many_actions() -> None:
+    refusals = Refusals()
+    plan = WaitPlan(refusals, PlanTiming(PERIOD, start=1, execute=2))
+    plan.begin(0)
+    chunk = make_chunk(0, 1000, length=6)
+    assert plan.at(1000) is None
+    assert plan.offer(part_of(chunk, 2), 5000)  # long after its time, for which the robot has waited
+    first = plan.at(5010)
+    assert first is not None
+    assert first.index == 1
+    assert plan.offer(chunk, 5050)
+    following = plan.at(5110)  # the whole chunk goes on where its first part has begun
+    assert following is not None
+    assert following.index == 2
+    assert plan.at(5210) is None
+    assert plan.offer(make_chunk(1, 5200), 5300)
+    again = plan.at(5310)
+    assert again is not None
+    assert (again.chunk.sequence, again.index) == (1, 1)
+    assert refusals == Refusals()
+
+
+def test_what_is_committed_is_what_was_done_then_the_newest_chunk_that_was_there_then_nothing() -> None:
+    commitment = Commitment(PERIOD)
+    times = action_times_ns(1400, 3, 8, PERIOD)  # 1100 to 1800
+    assert commitment.on(times) is None
+    commitment.follow(make_chunk(0, 1000, length=6), from_ns=1000)  # covers 900 to 1500
+    commitment.follow(make_chunk(1, 1200, length=6), from_ns=1500)  # covers 1100 to 1700, there from 1500 on
+    commitment.did(1200, np.array([7, 7], np.float32))
+    known = commitment.on(times)
+    assert known is not None
+    # 1100: chunk 0; 1200: done; 1300, 1400: chunk 0, which was the newest then; 1500, 1600: chunk 1.
+    assert known[:6].tolist() == [[0, 2], [7, 7], [0, 4], [0, 5], [1, 4], [1, 5]]
+    assert np.isnan(known[6:]).all()
+    commitment.begin()
+    assert commitment.on(times) is None
+
+
+def test_before_an_episode_s_first_action_that_one_stands_as_at_the_edges_of_training_windows() -> None:
+    commitment = Commitment(PERIOD)
+    commitment.did(1200, np.array([7, 7], np.float32))
+    known = commitment.on(action_times_ns(1300, 3, 5, PERIOD))  # 1000 to 1400
+    assert known is not None
+    assert known[:3].tolist() == [[7, 7]] * 3
+    assert np.isnan(known[3:]).all()
 
 
 def test_holding_stops_what_is_relative_and_keeps_targets() -> None:

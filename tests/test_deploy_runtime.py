@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -14,15 +15,29 @@ from pathlib import Path
 import deploy_fakes
 import numpy as np
 import pytest
-from deploy_fakes import POLICY_SPEC, RATE_HZ, RELATIVE, FakePolicy, FakeWorld, diary_of, world_spec
+from deploy_fakes import (
+    POLICY_SPEC,
+    RATE_HZ,
+    RELATIVE,
+    TEXT_SPEC,
+    FakePolicy,
+    FakeWorld,
+    diary_of,
+    requests_of,
+    world_spec,
+)
 
 from robolearn.policies.spec import SpecError
 from robolearn_data.dataset import Dataset
-from robolearn_data.schema import UserError
+from robolearn_data.schema import UserError, read_text
 from robolearn_deploy import runtime
+from robolearn_deploy.channels import Channels
 from robolearn_deploy.chunks import ControlState
 from robolearn_deploy.log import Measurements
-from robolearn_deploy.runtime import Processes, RunOptions
+from robolearn_deploy.policy_process import STALE_PERIODS, PolicyOptions, Thinking
+from robolearn_deploy.runtime import Running, RunOptions
+from robolearn_deploy.senses import WorldSenses
+from robolearn_hardware.clock import now_ns
 from robolearn_hardware.ring import PREFIX
 
 SHARED = Path("/dev/shm")
@@ -48,10 +63,10 @@ class Trouble:
     messages: list[str] = field(default_factory=list)
     at_s: float = 0.0
     held_at_s: float = 0.0
-    processes: Processes | None = None
+    processes: Running | None = None
 
-    def started(self, processes: Processes) -> None:
-        self.processes = processes
+    def started(self, running: Running) -> None:
+        self.processes = running
 
     def progress(self, elapsed_s: float, measured: Measurements) -> None:
         if self.victim and not self.at_s and elapsed_s > self.after_s:
@@ -67,11 +82,12 @@ class Trouble:
 
 def run(tmp_path: Path, *, world: dict | None = None, policy: dict | None = None, watcher=None, **options):
     world = {"max_steps": 40, **(world or {})}
+    policy = policy or {}
     return runtime.run(
         functools.partial(FakeWorld, tmp_path / "diary", **world),
         world_spec(world["max_steps"]),
-        functools.partial(FakePolicy, **(policy or {})),
-        POLICY_SPEC,
+        functools.partial(FakePolicy, **policy),
+        TEXT_SPEC if policy.get("instructed") else POLICY_SPEC,
         RunOptions(**{"seconds": 10.0, "relative": RELATIVE, **options}),
         watcher or Trouble(),
     )
@@ -132,6 +148,139 @@ def test_a_world_that_is_too_slow_misses_deadlines_and_the_report_says_so(tmp_pa
     assert report.missed >= 30
     assert report.rate_reached_hz < 0.75 * RATE_HZ
     assert "did not keep up" in str(report)
+
+
+@pytest.mark.parametrize("infer_s", [0.005, 0.05])
+def test_what_a_policy_is_told_that_the_robot_is_committed_to_is_what_it_then_does(
+    tmp_path: Path, infer_s: float
+) -> None:
+    out, asked = tmp_path / "run.zarr", tmp_path / "requests"
+    report = run(
+        tmp_path,
+        world={"max_steps": 100},
+        episodes=2,
+        out=out,
+        scheduler="rtc",
+        policy={"infer_s": infer_s, "requests": asked},
+    )
+    assert report.failure == ""
+    data = Dataset.open(out)
+    sent = dict(zip(np.asarray(data.times("tick")).tolist(), data.read("action_sent"), strict=True))
+    period = round(1e9 / RATE_HZ)
+    compared = 0
+    requests = requests_of(asked)
+    assert [r["sequence"] for r in requests] == list(range(len(requests)))
+    for request in requests:
+        if request["committed"] is None:
+            continue
+        committed, delay = np.array(request["committed"]["actions"]), request["committed"]["delay"]
+        assert 1 <= delay <= request["committed"]["execute"] <= POLICY_SPEC.horizon - POLICY_SPEC.start - delay
+        # A policy that takes 2.5 periods is not expected sooner than the third.
+        assert delay >= np.ceil(infer_s * RATE_HZ)
+        for i in range(POLICY_SPEC.start + delay):
+            done = sent.get(request["capture_ns"] + (i - POLICY_SPEC.start) * period)
+            if done is not None and np.isfinite(committed[i]).all() and i <= POLICY_SPEC.start:
+                assert np.array_equal(committed[i], done)
+                compared += 1
+    assert compared > 10
+    assert sum(r["committed"] is None for r in requests) == 2  # the first one of each episode
+    assert sum(report.delay_steps.values()) == report.chunks_used
+    assert min(report.delay_steps) >= np.ceil(infer_s * RATE_HZ)
+
+
+def test_a_robot_that_waits_carries_out_every_chunk_from_its_start_and_holds_in_between(tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    run(tmp_path, world={"max_steps": 60}, episodes=1, out=out, scheduler="sync", policy={"infer_s": 0.05})
+    episode = Dataset.open(out).episode(0)
+    running = episode["control_state"] == ControlState.RUNNING
+    assert 3 * (~running).sum() > running.sum()  # 2.5 periods of thought after four of action, at least
+    for number in np.unique(episode["chunk"][running]):
+        rows = np.flatnonzero(running & (episode["chunk"] == number))
+        target, observed = episode["action_sent"][rows, 1], episode["state"][rows, 0] - np.arange(len(rows))
+        # The robot held while the chunk was made: what was meant for the observed step is done when it is there.
+        assert (np.diff(target) >= 1).all()
+        assert len(rows) <= POLICY_SPEC.action_horizon
+        assert target[0] <= observed[0]
+    held = np.flatnonzero(~running)
+    assert (episode["action_sent"][held, 0] == 0).all()
+
+
+def test_an_ensemble_infers_at_every_step_if_it_can_and_its_actions_lie_between_those_of_the_chunks(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run.zarr"
+    report = run(tmp_path, episodes=1, out=out, scheduler="ensemble", policy={"infer_s": 0.001})
+    assert report.chunks > 40 / POLICY_SPEC.action_horizon
+    episode = Dataset.open(out).episode(0)
+    running = episode["control_state"] == ControlState.RUNNING
+    assert (episode["action_sent"][running, 0] == 1).all()
+    assert (np.diff(episode["action_sent"][running, 1]) >= 0).all()
+
+
+def test_the_certain_part_of_a_chunk_is_carried_out_before_the_whole_has_come(tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+    report = run(
+        tmp_path, world={"max_steps": 100}, episodes=1, out=out, policy={"infer_s": 0.08, "part": POLICY_SPEC.start + 5}
+    )
+    assert report.failure == ""
+    assert report.inference.p50_ms is not None
+    assert report.inference.p50_ms >= 80
+    assert len(report.delays_ms) in (report.chunks, report.chunks + 1)
+    episode = Dataset.open(out).episode(0)
+    running = episode["control_state"] == ControlState.RUNNING
+    ages = [episode["chunk_age"][running & (episode["chunk"] == n)].min() for n in np.unique(episode["chunk"][running])]
+    assert min(ages) < 0.08e9
+    assert np.isfinite(episode["action_sent"]).all()
+
+
+def test_requests_that_are_not_answered_in_time_are_counted_and_the_run_goes_on(tmp_path: Path) -> None:
+    report = run(tmp_path, world={"max_steps": 100}, episodes=1, policy={"timeout_every": 3})
+    assert report.failure == ""
+    assert report.complete == 1
+    assert report.requests_failed >= report.chunks // 3 >= 2
+    assert "not answered in time" in str(report)
+
+
+def test_the_instruction_can_be_changed_while_the_policy_runs(tmp_path: Path) -> None:
+    class Person(Trouble):
+        def progress(self, elapsed_s: float, measured: Measurements) -> None:
+            if elapsed_s > 0.5 and not self.messages and self.processes:
+                self.message("changed")
+                self.processes.instruct("würfel rechts")
+
+    asked, out = tmp_path / "requests", tmp_path / "run.zarr"
+    run(
+        tmp_path,
+        out=out,
+        world={"max_steps": 75},
+        episodes=1,
+        instruction="cube left",
+        policy={"instructed": True, "requests": asked},
+        watcher=Person(),
+    )
+    texts = [request["text"] for request in requests_of(asked)]
+    assert set(texts) == {"cube left", "würfel rechts"}
+    assert texts == sorted(texts)
+    recorded = [read_text(value) for value in Dataset.open(out).read("task")]
+    assert set(recorded) == set(texts)
+    assert recorded == sorted(recorded)
+
+
+def test_an_observation_that_is_too_old_is_not_inferred_from(tmp_path: Path) -> None:
+    spec, schema = POLICY_SPEC, world_spec().schema
+    period = round(1e9 / RATE_HZ)
+    asked = tmp_path / "requests"
+    with contextlib.ExitStack() as stack:
+        channels = stack.enter_context(Channels.create(schema, spec.action, spec.horizon))
+        senses = stack.enter_context(contextlib.closing(WorldSenses(channels.handles, spec)))
+        thinking = Thinking(senses, FakePolicy(requests=asked), PolicyOptions(spec, "naive", 4))
+        thinking.warm_up()
+        for age, episode in ((STALE_PERIODS + 1, 0), (0, 1), (STALE_PERIODS + 1, 2)):
+            record = {"capture_ns": now_ns() - age * period, "episode": episode, "stream/state": np.zeros(2)}
+            channels.observations.publish(record)
+            thinking.step()
+        assert channels.chunks.count == 1
+        assert len(requests_of(asked)) == 1
 
 
 def test_nan_from_the_policy_is_counted_and_never_reaches_the_world(tmp_path: Path) -> None:
@@ -244,7 +393,8 @@ if __name__ == "__main__":
 def start_script(tmp_path: Path, seconds: float) -> subprocess.Popen:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     command = [sys.executable, str(script), str(tmp_path / "diary"), str(seconds)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
@@ -256,6 +406,12 @@ def test_a_run_leaves_no_warning_about_leaked_memory(tmp_path: Path) -> None:
     assert process.returncode == 0, error
     assert "control" in out
     assert error == ""
+
+
+def test_the_control_process_needs_no_torch() -> None:
+    code = "import sys, robolearn_deploy.control_process; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False, timeout=60).returncode == 0
 
 
 def test_the_children_end_by_themselves_when_the_parent_is_killed(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from robolearn.evaluation import EpisodeResult, Evaluation, evaluate
 from robolearn.evaluation.intervals import mean_interval, wilson_interval
-from robolearn.evaluation.lockstep import chunk_generator, rollout
+from robolearn.evaluation.lockstep import rollout
 from robolearn.evaluation.workers import EvaluationError, split
+from robolearn.policies.noise import chunk_generator
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import Observation, Schema, Stream

@@ -1,9 +1,9 @@
 """The rings between the processes of a running policy, and what one record of each holds.
 
 ``observations`` control -> policy, log: one record at every tick, before the action is chosen.
-``chunks``       policy -> control, log: one record for every inference.
-``ticks``        control -> log: what was done at each tick, naming its observation by index.
-``commands``     parent -> all: present when the run shall end.
+``chunks``       policy -> control, log: one record for every reply, whole or in part.
+``ticks``        control -> policy, log: what was done at each tick, naming its observation by index.
+``commands``     parent -> all: the instruction of the task, and whether the run shall end.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from robolearn_data.schema import Observation, Schema, Stream
+from robolearn_data.schema import Observation, Schema, Stream, read_text
 from robolearn_deploy.chunks import Chunk
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
@@ -25,6 +26,12 @@ LOG_BYTES = 1 << 28
 """Upper limit to the memory spent on that."""
 
 REFUSALS = 4  # fields of chunks.Refusals
+TEXT_BYTES = 512
+"""Longest instruction, in UTF-8."""
+
+
+INSTRUCTION = Stream((TEXT_BYTES,), "uint8", "text")
+COMMAND_FIELDS: dict[str, Field] = {"stop": ("u1", ()), "instruction": (INSTRUCTION.dtype, INSTRUCTION.shape)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Channels:
                 observations=stack.enter_context(Ring.create(observation, max(16, min(deep, LOG_BYTES // size)))),
                 chunks=stack.enter_context(Ring.create(chunk_fields(action, horizon), deep)),
                 ticks=stack.enter_context(Ring.create(tick_fields(action), deep)),
-                commands=stack.enter_context(Ring.create({"stop": ("u1", ())}, 2)),
+                commands=stack.enter_context(Ring.create(COMMAND_FIELDS, 16)),
             )
             stack.pop_all()
         return rings
@@ -80,14 +87,32 @@ class Channels:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def instruct(self, text: str) -> None:
+        """Tell the policy what to do, from the next observation on.
+
+        Raises:
+            SchemaError: it is longer than ``TEXT_BYTES``.
+        """
+        self.commands.publish({"stop": 0, "instruction": INSTRUCTION.check("instruction", text)})
+
+    def instruction(self) -> str:
+        """The newest one; empty where none was given."""
+        newest = self.commands.newest()
+        return read_text(newest[1]["instruction"]) if newest else ""
+
     def stop(self) -> None:
         """Tell every process that the run shall end."""
-        self.commands.publish({"stop": 1})
+        self.commands.publish({"stop": 1, "instruction": INSTRUCTION.check("instruction", "")})
 
     def stop_check(self) -> Callable[[], bool]:
         """For a child: whether the run shall end, because the parent says so or is no more."""
         parent = os.getppid()
-        return lambda: self.commands.count > 0 or os.getppid() != parent
+
+        def stopped() -> bool:
+            newest = self.commands.newest()
+            return (newest is not None and bool(newest[1]["stop"])) or os.getppid() != parent
+
+        return stopped
 
 
 def observation_fields(schema: Schema) -> dict[str, Field]:
@@ -108,24 +133,44 @@ def observation_of(record: np.void, schema: Schema) -> Observation:
 def chunk_fields(action: Stream, horizon: int) -> dict[str, Field]:
     return {
         "sequence": ("i8", ()),
+        "final": ("i8", ()),  # leading actions that the record holds: all in the last one of a sequence, 0: it failed
         "episode": ("i8", ()),
         "capture_ns": ("i8", ()),
         "times_ns": ("i8", (horizon,)),
         "actions": ("f4", (horizon, *action.shape)),
         "expiry_ns": ("i8", ()),
         "started_ns": ("i8", ()),  # inference began
-        "ended_ns": ("i8", ()),  # inference ended
+        "ended_ns": ("i8", ()),  # these actions were there
+        "expected_delay": ("i8", ()),  # d, control steps
+        "execute": ("i8", ()),  # s, control steps
+    }
+
+
+def chunk_record(chunk: Chunk, horizon: int) -> dict[str, Any]:
+    """The fields of a record of the ring ``chunks`` that make up ``chunk``."""
+    final = len(chunk.actions)
+    times_ns, actions = np.zeros(horizon, np.int64), np.zeros((horizon, *chunk.actions.shape[1:]), np.float32)
+    times_ns[:final], actions[:final] = chunk.times_ns, chunk.actions
+    return {
+        "sequence": chunk.sequence,
+        "final": final,
+        "episode": chunk.episode,
+        "capture_ns": chunk.capture_ns,
+        "times_ns": times_ns,
+        "actions": actions,
+        "expiry_ns": chunk.expiry_ns,
     }
 
 
 def chunk_of(record: np.void) -> Chunk:
     """The chunk in a record of the ring ``chunks``."""
+    final = int(record["final"])
     return Chunk(
         sequence=int(record["sequence"]),
         episode=int(record["episode"]),
         capture_ns=int(record["capture_ns"]),
-        times_ns=record["times_ns"],
-        actions=record["actions"],
+        times_ns=record["times_ns"][:final],
+        actions=record["actions"][:final],
         expiry_ns=int(record["expiry_ns"]),
     )
 

@@ -28,7 +28,8 @@ class Chunk:
     """Actions a policy wants carried out. Times are CLOCK_MONOTONIC ns."""
 
     sequence: int
-    """Rises by one with every chunk of a policy process."""
+    """Rises by one with every request of a policy process. A reply in parts gives chunks of one sequence, each longer
+    than the one before."""
     episode: int
     """Episode of the observation it was made from. Chunks of another episode are of no use."""
     capture_ns: int
@@ -53,18 +54,6 @@ def action_times_ns(capture_ns: int, start: int, horizon: int, period_ns: int) -
     return capture_ns + (np.arange(horizon, dtype=np.int64) - start) * period_ns
 
 
-@dataclass(frozen=True)
-class Planned:
-    """The action for an instant, and where it comes from."""
-
-    chunk: Chunk
-    index: int
-
-    @property
-    def action(self) -> np.ndarray:
-        return self.chunk.actions[self.index]
-
-
 @dataclass
 class Refusals:
     """Chunks that were not taken into the plan, by reason."""
@@ -77,47 +66,6 @@ class Refusals:
     """Expired on arrival."""
     foreign: int = 0
     """Made from another episode's observation."""
-
-
-class NaivePlan:
-    """Naive asynchronous scheduling: at each instant the newest chunk that has begun decides, so that a chunk replaces
-    the rest of those before it at its own times. Joins are as abrupt as the policy makes them."""
-
-    def __init__(self, refusals: Refusals) -> None:
-        self._refusals = refusals
-        self._episode = -1
-        self._newest = -1
-        self._chunks: list[Chunk] = []  # newest first
-
-    def begin(self, episode: int) -> None:
-        """Forget every chunk; from here on only those of ``episode`` count."""
-        self._episode = episode
-        self._chunks.clear()
-
-    def offer(self, chunk: Chunk, now_ns: int) -> bool:
-        """Take ``chunk`` into the plan. A refused one (see ``Refusals``) leaves the plan as it was."""
-        if chunk.sequence <= self._newest:
-            self._refusals.reordered += 1
-        elif chunk.episode != self._episode:
-            self._refusals.foreign += 1
-        elif not np.isfinite(chunk.actions).all():
-            self._refusals.non_finite += 1
-        elif now_ns >= chunk.expiry_ns:
-            self._refusals.late += 1
-        else:
-            self._newest = chunk.sequence
-            self._chunks.insert(0, chunk)
-            return True
-        return False
-
-    def at(self, now_ns: int) -> Planned | None:
-        """The action in effect at ``now_ns``, which must not fall from call to call; None where no chunk covers it."""
-        for position, chunk in enumerate(self._chunks):
-            if chunk.times_ns[0] <= now_ns:
-                del self._chunks[position + 1 :]
-                index = chunk.index_at(now_ns)
-                return None if index is None else Planned(chunk, index)
-        return None
 
 
 def hold_action(last: np.ndarray, relative: tuple[int, ...]) -> np.ndarray:

@@ -16,7 +16,9 @@ import numpy as np
 from robolearn_data.schema import Observation, SchemaError
 from robolearn_data.world import Step, World, WorldSpec
 from robolearn_deploy.channels import Channels, Handles, chunk_of, stream_field
-from robolearn_deploy.chunks import ControlState, NaivePlan, Planned, Refusals, hold_action
+from robolearn_deploy.chunks import ControlState, Refusals, hold_action
+from robolearn_deploy.plan import Planned, PlanTiming
+from robolearn_deploy.schedulers import find
 from robolearn_deploy.ticker import Tick, Ticker
 from robolearn_deploy.worker import Rendezvous
 from robolearn_hardware.clock import now_ns, period_ns
@@ -32,6 +34,9 @@ class ControlOptions:
     """How many; without a limit by default."""
     relative: tuple[int, ...]
     """Components of the action that are changes per control period, see ``chunks.hold_action``."""
+    scheduler: str
+    """Says how chunks become actions, see schedulers.py."""
+    timing: PlanTiming
 
 
 def control_process(
@@ -57,7 +62,7 @@ class _Control:
         self._stopped = channels.stop_check()
         self._action = world.spec.schema.stream("action")
         self._refusals = Refusals()
-        self._plan = NaivePlan(self._refusals)
+        self._plan = find(options.scheduler).plan(self._refusals, options.timing)
         self._next_chunk = 0
 
     def run(self) -> None:
@@ -108,7 +113,8 @@ class _Control:
     def _receive(self, at_ns: int) -> None:
         for index, record in self._channels.chunks.since(self._next_chunk):
             self._next_chunk = index + 1
-            self._plan.offer(chunk_of(record), at_ns)
+            if record["final"]:
+                self._plan.offer(chunk_of(record), at_ns)
 
     def _log(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +12,8 @@ from robolearn_data.schema import Observation, Schema, Stream
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.channels import Channels, observation_of
 from robolearn_deploy.chunks import ControlState
+from robolearn_deploy.smoothness import Smoothness
+from robolearn_hardware.clock import period_ns
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,16 @@ class Measurements:
     inference: list[int] = field(default_factory=list)
     delay: list[int] = field(default_factory=list)
     """From an observation's capture to the first action carried out of the chunk made from it."""
+    delay_steps: Counter[int] = field(default_factory=Counter)
+    """The same in whole control periods, and how often."""
+    later_than_expected: int = 0
+    """Chunks whose delay was longer than the scheduler had expected."""
+    arrival: list[int] = field(default_factory=list)
+    """From an observation's capture to the moment when the chunk made from it, or its first part, was there."""
+    failed: int = 0
+    """Requests that the policy did not answer."""
+    smoothness: list[Smoothness] = field(default_factory=list)
+    """Of each episode."""
     ticks_in: dict[ControlState, int] = field(default_factory=lambda: dict.fromkeys(ControlState, 0))
     paced_ns: int = 0
     """Time spent in episodes, resets left out."""
@@ -48,8 +62,9 @@ class Measurements:
     """The newest tick's."""
 
 
-def recording_schema(schema: Schema) -> Schema:
-    """The streams of a world, and what the runtime knows besides. Waiting ticks are not recorded."""
+def recording_schema(schema: Schema, texts: Mapping[str, Stream]) -> Schema:
+    """The streams of a world, the instructions that its policy observes (``texts``), and what the runtime knows
+    besides. Waiting ticks are not recorded."""
     action = schema.stream("action")
     extra = {
         "action_sent": replace(action, kind="info"),
@@ -58,7 +73,7 @@ def recording_schema(schema: Schema) -> Schema:
         "chunk_age": Stream((), "int64", "info", unit="ns"),
         "lateness": Stream((), "int64", "info", unit="ns"),
     }
-    return Schema(schema.rate_hz, {**schema.streams, **extra})
+    return Schema(schema.rate_hz, {**texts, **schema.streams, **extra})
 
 
 class Log:
@@ -72,7 +87,8 @@ class Log:
         self._writer = writer
         self._next_tick = self._next_chunk = 0
         self._episode = -1
-        self._last_used = -1
+        self._last_used = self._last_arrived = -1
+        self._coming: dict[int, tuple[int, np.ndarray]] = {}  # chunks not yet used: expected delay, actions
         self._begin()
 
     def drain(self) -> None:
@@ -82,16 +98,31 @@ class Log:
             OSError: an episode cannot be written. Those before it are whole.
         """
         m = self.measured
-        for index, chunk in self._channels.chunks.since(self._next_chunk):
+        for index, record in self._channels.chunks.since(self._next_chunk):
             self._next_chunk = index + 1
-            m.chunks += 1
-            m.inference.append(int(chunk["ended_ns"] - chunk["started_ns"]))
+            self._chunk(record)
         for index, tick in self._channels.ticks.since(self._next_tick):
             if index > self._next_tick:
                 m.lost_ticks += index - self._next_tick
                 self._whole = False
             self._next_tick = index + 1
             self._tick(tick)
+
+    def _chunk(self, record: np.void) -> None:
+        m = self.measured
+        sequence, final = int(record["sequence"]), int(record["final"])
+        if final == 0:
+            m.failed += 1
+            return
+        ended_ns = int(record["ended_ns"])
+        if sequence > self._last_arrived:  # its first part, or the whole at once
+            self._last_arrived = sequence
+            m.arrival.append(ended_ns - int(record["capture_ns"]))
+        if final == len(record["actions"]):
+            m.chunks += 1
+            m.inference.append(ended_ns - int(record["started_ns"]))
+        ahead = record["times_ns"][:final] >= record["capture_ns"]
+        self._coming[sequence] = (int(record["expected_delay"]), record["actions"][:final][ahead])
 
     def finish(self) -> None:
         """Take in the rest, and save the episode that the end of the run has cut off."""
@@ -116,11 +147,10 @@ class Log:
         m.missed += int(tick["missed"])
         m.refusals = tuple(int(n) for n in tick["refusals"])
         if chunk > self._last_used:
-            self._last_used = chunk
-            m.used += 1
-            m.delay.append(woke_ns - int(tick["chunk_capture_ns"]))
+            self._used(chunk, tick)
         if state is ControlState.WAITING:
             return
+        self._smoothness.sent(tick["sent"], chunk if state is ControlState.RUNNING else None)
         m.step.append(int(tick["step_ns"]))
         self._steps += 1
         self._score = max(self._score, float(tick["score"]))
@@ -129,6 +159,20 @@ class Log:
             self._record(self._writer, tick)
         if tick["done"]:
             self._close(complete=True)
+
+    def _used(self, chunk: int, tick: np.void) -> None:
+        """The first action of a chunk was carried out."""
+        m = self.measured
+        self._last_used = chunk
+        m.used += 1
+        m.delay.append(int(tick["woke_ns"] - tick["chunk_capture_ns"]))
+        steps = int(tick["due_ns"] - tick["chunk_capture_ns"]) // period_ns(self._schema.rate_hz)
+        m.delay_steps[steps] += 1
+        if chunk in self._coming:
+            expected, actions = self._coming[chunk]
+            m.later_than_expected += steps > expected
+            self._smoothness.chunk(actions)
+        self._coming = {sequence: value for sequence, value in self._coming.items() if sequence > chunk}
 
     def _record(self, writer: DatasetWriter, tick: np.void) -> None:
         record = self._channels.observations.read(int(tick["observation"]))
@@ -143,8 +187,10 @@ class Log:
         capture_ns = int(record["capture_ns"])
         state, due_ns = int(tick["state"]), int(tick["due_ns"])
         planned = state == ControlState.RUNNING
+        instruction = self._channels.instruction()
         row = {
             **observation,
+            **{name: stream.check(name, instruction) for name, stream in writer.schema.of_kind("text").items()},
             "action_sent": tick["sent"],
             "control_state": np.uint8(state),
             "chunk": np.int64(tick["chunk"]),
@@ -155,7 +201,8 @@ class Log:
             row["action"] = tick["requested"]
         # What is not known at this step is a hole, never an invented value.
         holes = [name for name in writer.schema.streams if name not in row]
-        writer.add(row, capture_ns=dict.fromkeys(observation, capture_ns), time_ns=due_ns, holes=holes)
+        captured = [*observation, *writer.schema.of_kind("text")]
+        writer.add(row, capture_ns=dict.fromkeys(captured, capture_ns), time_ns=due_ns, holes=holes)
 
     def _close(self, *, complete: bool) -> None:
         if self._steps:
@@ -167,6 +214,7 @@ class Log:
                 complete=complete,
             )
             self.measured.episodes.append(result)
+            self.measured.smoothness.append(self._smoothness)
             if self._writer and self._whole and self._writer.pending:
                 self._writer.save_episode({"operator": "policy", **vars(result)})
             elif self._writer:
@@ -179,3 +227,4 @@ class Log:
         self._success = False
         self._whole = True
         self._last_due_ns: int | None = None
+        self._smoothness = Smoothness(self._schema.stream("action"), self._schema.rate_hz)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -38,6 +38,7 @@ class Report:
     """All figures of one run."""
 
     world: str
+    scheduler: str
     failure: str
     """Why the run ended early, in one line; empty when it did not."""
     rate_asked_hz: float
@@ -53,6 +54,18 @@ class Report:
     """Warm-up excluded, like in ``delay``."""
     delay: Spread
     """From the capture of an observation to the first action carried out of the chunk made from it."""
+    delay_steps: dict[int, int]
+    """The same in whole control periods -> how many chunks."""
+    delays_ms: list[float]
+    """From the capture of each observation to the moment when its chunk was there: what ``delayed.Delays`` reads."""
+    later_than_expected: int
+    """Chunks whose delay was longer than the scheduler had expected."""
+    jerk: float | None
+    """Of what was sent, see ``smoothness.Smoothness``."""
+    join: float | None
+    """Mean change of the action between steps where a chunk took over, over its mean change inside chunks."""
+    requests_failed: int
+    """Requests that the policy did not answer in time."""
     chunks: int
     chunks_used: int
     chunks_refused: dict[str, int]
@@ -67,13 +80,14 @@ class Report:
     successes: int
 
     @classmethod
-    def of(cls, measured: Measurements, world: str, rate_hz: float, failure: str) -> Report:
+    def of(cls, measured: Measurements, world: str, rate_hz: float, scheduler: str, failure: str) -> Report:
         m = measured
         ticks = len(m.lateness)
         intervals = ticks - m.beginnings  # between the ticks of one episode
         names = [f.name for f in fields(Refusals)]
         return cls(
             world=world,
+            scheduler=scheduler,
             failure=failure,
             rate_asked_hz=rate_hz,
             rate_reached_hz=round(intervals * SECOND_NS / m.paced_ns, 3) if m.paced_ns else 0.0,
@@ -83,6 +97,12 @@ class Report:
             world_step=Spread.of(m.step),
             inference=Spread.of(m.inference),
             delay=Spread.of(m.delay),
+            delay_steps=dict(sorted(m.delay_steps.items())),
+            delays_ms=[round(ns / 1e6, 3) for ns in m.arrival],
+            later_than_expected=m.later_than_expected,
+            jerk=_mean(s.jerk for s in m.smoothness),
+            join=_ratio(_mean(s.jump for s in m.smoothness), _mean(s.step for s in m.smoothness)),
+            requests_failed=m.failed,
             chunks=m.chunks,
             chunks_used=m.used,
             chunks_refused=dict(zip(names, m.refusals or (0,) * len(names), strict=True)),
@@ -100,17 +120,25 @@ class Report:
         states = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.seconds_in.items() if seconds)
         refused = ", ".join(f"{n} {reason.replace('_', '-')}" for reason, n in self.chunks_refused.items() if n)
         share = 100 * self.missed / max(1, self.ticks + self.missed)
+        steps = ", ".join(f"{n} of {k}" for k, n in self.delay_steps.items())
+        join = "none" if self.join is None else f"{self.join:.2f} times the change of a step inside a chunk"
+        jerk = "not measured" if self.jerk is None else f"{self.jerk:,.0f} units/s^3"
         lines = [
+            f"scheduler {self.scheduler}",
             f"control   {self.rate_reached_hz:.2f} Hz of {self.rate_asked_hz:g} Hz asked   {self.ticks} ticks, "
             f"{self.missed} deadlines missed ({share:.1f} %)",
             f"lateness  {self.lateness}",
             f"world     {self.world_step}",
             f"inference {self.inference}",
             f"delay     {self.delay}   (capture of the observation to first action)",
+            f"          in control steps: {steps or 'none'}; {self.later_than_expected} later than expected",
+            f"motion    jerk {jerk}   joins {join}",
             f"chunks    {self.chunks} made, {self.chunks_used} used, refused: {refused or 'none'}",
             f"states    {states or ControlState.WAITING.name}",
             f"episodes  {len(self.episodes)} ({self.complete} complete), {self.successes} solved",
         ]
+        if self.requests_failed:
+            lines.append(f"warning   {self.requests_failed} requests were not answered in time")
         if self.lost_ticks:
             lines.append(f"warning   {self.lost_ticks} ticks were lost to the recording; their episodes were not saved")
         if self.missed * 10 > self.ticks:
@@ -118,3 +146,12 @@ class Report:
         if self.chunks_refused["late"] > self.chunks_used:
             lines.append("warning   most chunks had expired on arrival: give fewer --steps or a smaller policy")
         return "\n".join(lines)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    measured = [v for v in values if v is not None]
+    return float(np.mean(measured)) if measured else None
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return a / b if a is not None and b else None

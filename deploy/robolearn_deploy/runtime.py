@@ -7,6 +7,7 @@ end by themselves.
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 import time
@@ -18,15 +19,21 @@ from typing import Any, Protocol
 
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.dataset import DatasetError
+from robolearn_data.schema import Schema
 from robolearn_data.world import World, WorldSpec
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.channels import Channels
 from robolearn_deploy.chunks import ControlState
 from robolearn_deploy.control_process import ControlOptions, control_process
+from robolearn_deploy.inference import Inference
 from robolearn_deploy.log import Log, Measurements, recording_schema
-from robolearn_deploy.policy_process import Inference, PolicyOptions, policy_process
+from robolearn_deploy.plan import PlanTiming
+from robolearn_deploy.policy_process import PolicyOptions, policy_process
 from robolearn_deploy.report import Report
+from robolearn_deploy.schedulers import find
+from robolearn_deploy.senses import WorldSenses
 from robolearn_deploy.worker import Worker, wait_ready
+from robolearn_hardware.clock import period_ns
 
 POLL_S = 0.02
 START_TIMEOUT_S = 180.0
@@ -44,8 +51,12 @@ class RunOptions:
     """It ends after this many episodes too."""
     seed: int = 0
     """Start of the first episode; the next ones follow."""
+    scheduler: str = "naive"
+    """How the time that inference takes is bridged, see schedulers.py."""
     replan_steps: int | None = None
-    """Control periods between the observations of two chunks; by default the policy's action horizon."""
+    """Control periods between the observations of two chunks, at least; by default the scheduler's choice."""
+    instruction: str = ""
+    """What to do, for a policy that observes a text; ``Running.instruct`` changes it."""
     relative: tuple[int, ...] = ()
     """Components of the action that are changes per control period, see ``chunks.hold_action``."""
     out: Path | None = None
@@ -55,17 +66,19 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Identifiers of the running children, for whoever watches."""
+class Running:
+    """A run in progress, for whoever watches: process identifiers of the children, and how to instruct the policy."""
 
     policy: int
     control: int
+    instruct: Callable[[str], None]
+    """Changes the instruction; the next inference sees it. Raises SchemaError where it is too long."""
 
 
 class Watcher(Protocol):
     """Whoever wants to know what happens while a run goes on."""
 
-    def started(self, processes: Processes) -> None:
+    def started(self, running: Running) -> None:
         """Both processes are ready and the run begins."""
         ...
 
@@ -81,7 +94,7 @@ class Watcher(Protocol):
 class _Nobody:
     """A watcher who looks away."""
 
-    def started(self, processes: Processes) -> None: ...
+    def started(self, running: Running) -> None: ...
 
     def progress(self, elapsed_s: float, measured: Measurements) -> None: ...
 
@@ -108,20 +121,24 @@ def run(
     """
     watcher = watcher or _Nobody()
     schema = world_spec.schema
-    policy_spec.check_fits(schema, f"the world {world_spec.name!r}")
+    # Text comes from whoever instructs, everything else from the world.
+    texts = {name: s for name, s in policy_spec.observation.items() if s.kind == "text"}
+    policy_spec.check_fits(Schema(schema.rate_hz, {**texts, **schema.streams}), f"the world {world_spec.name!r}")
+    execute = find(options.scheduler).execute_steps(policy_spec, options.replan_steps)
     if options.out is not None and options.out.exists():
         raise DatasetError(f"{options.out} exists; choose another path for the recording")
     with ExitStack() as stack:
-        stop_asked = stack.enter_context(_signals_noted())
+        stop_asked = stack.enter_context(signals_noted())
         channels = stack.enter_context(Channels.create(schema, policy_spec.action, policy_spec.horizon))
         workers: list[Worker] = []
         stack.callback(_end, channels, workers)  # before the rings are closed, whatever happens
 
-        replan = options.replan_steps or policy_spec.action_horizon
-        thinking = PolicyOptions(policy_spec, replan)
-        thinker = Worker("policy", policy_process, channels.handles, policy, thinking)
+        thinking = PolicyOptions(policy_spec, options.scheduler, execute)
+        attach = functools.partial(WorldSenses, channels.handles)
+        thinker = Worker("policy", policy_process, attach, policy, thinking)
         workers.append(thinker)
-        acting = ControlOptions(world_spec, options.seed, options.episodes, options.relative)
+        timing = PlanTiming(period_ns(policy_spec.rate_hz), policy_spec.start, execute)
+        acting = ControlOptions(world_spec, options.seed, options.episodes, options.relative, options.scheduler, timing)
         actor = Worker("control", control_process, channels.handles, world, acting)
         workers.append(actor)
 
@@ -133,17 +150,19 @@ def run(
         wait_ready(workers, START_TIMEOUT_S, starting)
         writer = None
         if options.out is not None:
-            made = DatasetWriter.create(options.out, recording_schema(schema), metadata=options.metadata)
+            made = DatasetWriter.create(options.out, recording_schema(schema, texts), metadata=options.metadata)
             writer = stack.enter_context(made)
         log = Log(channels, schema, options.seed, writer)
+        if options.instruction:
+            channels.instruct(options.instruction)
         for worker in workers:
             worker.release()
-        watcher.started(Processes(policy=thinker.pid, control=actor.pid))
+        watcher.started(Running(thinker.pid, actor.pid, channels.instruct))
         failure = _watch(thinker, actor, log, options.seconds, stop_asked, watcher)
         _end(channels, workers)
         log.finish()
         failure = failure or actor.failure() or thinker.failure()
-        return Report.of(log.measured, world_spec.name, schema.rate_hz, failure)
+        return Report.of(log.measured, world_spec.name, schema.rate_hz, options.scheduler, failure)
 
 
 def _watch(
@@ -182,7 +201,7 @@ def _end(channels: Channels, workers: list[Worker]) -> None:
 
 
 @contextmanager
-def _signals_noted() -> Iterator[Callable[[], bool]]:
+def signals_noted() -> Iterator[Callable[[], bool]]:
     """Within, SIGINT and SIGTERM only set what the yielded function returns. A no-op outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +16,10 @@ from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
     from robolearn.evaluation import EpisodeResult, Evaluation
-    from robolearn.evaluation.lockstep import WorldFactory
+    from robolearn.evaluation.lockstep import Rollout, WorldFactory
     from robolearn.policies.policy import Policy
+    from robolearn.policies.spec import PolicySpec
+    from robolearn_deploy.delayed import Delays
 
 
 ENVS = {"lift": 8}
@@ -49,6 +51,15 @@ class Eval:
     envs: int | None = None
     """Worlds stepped together in each process, whose inference is one batch; by default 8 of lift (they take 100 MB
     each) and 32 of the others."""
+    scheduler: str | None = None
+    """Let time pass while the policy thinks, and bridge it by sync, naive, ensemble, rtc, rtc-identity, rtc-trained,
+    bid or streaming. By default the world waits for the policy."""
+    delay: str | None = None
+    """With a scheduler: control steps from an observation to the first action of its chunk, or a file of delays that
+    `robolearn deploy --json FILE` has measured. 0 by default."""
+    replan: int | None = None
+    """With a scheduler: control steps between the observations of two chunks, at least; by default the scheduler's
+    choice, which for most is the number of actions that the policy was configured to carry out of each chunk."""
     images: Literal["auto", "on", "off"] = "auto"
     """Camera streams of the world; auto: when the policy observes one."""
     json: Path | None = None
@@ -74,6 +85,7 @@ def run(options: Eval) -> int:
     images = observes_images if options.images == "auto" else options.images == "on"
     world_options = {"images": True} if images else {}
     policy.spec.check_fits(world_spec(options.world, **world_options).schema, f"world {options.world}")
+    how = rollout_of(options.scheduler, options.delay, options.replan, policy.spec)
     factory = functools.partial(make_world, options.world, **world_options)
 
     out = options.out or options.checkpoint / f"eval-{options.world}"
@@ -89,13 +101,15 @@ def run(options: Eval) -> int:
             workers=workers,
             envs_per_worker=options.envs or ENVS.get(options.world, 32),
             latency_calls=100,
+            rollout=how,
             on_result=on_result,
         )
     _print(evaluation, workers)
     results = {"checkpoint": str(options.checkpoint), "sampler": options.sampler, "sampler_steps": options.steps}
+    results |= {"scheduler": options.scheduler, "delay": options.delay, "replan": options.replan}
     results |= evaluation.to_json()
     if options.videos:
-        results["videos"] = _film(evaluation, policy, factory, out, options.steps)
+        results["videos"] = _film(evaluation, policy, factory, out, options.steps, how)
     for path in (out / "results.json", options.json):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,12 +123,54 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {"": (Eval, run)
 
 
 def _check(options: Eval) -> None:
-    for name, least in (("episodes", 1), ("seed", 0), ("workers", 0), ("envs", 1), ("steps", 1)):
+    for name, least in (("episodes", 1), ("seed", 0), ("workers", 0), ("envs", 1), ("steps", 1), ("replan", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value} is too small; give {least} or more")
+    if options.scheduler is None and (options.delay is not None or options.replan is not None):
+        raise UserError("--delay and --replan say when a scheduler infers; name one with --scheduler, such as naive")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise UserError(f"--out {options.out} is a file; name a folder")
+
+
+@dataclass(frozen=True)
+class DelayedRollout:
+    """A ``robolearn.evaluation`` way to run episodes: the runtime's schedulers in virtual time."""
+
+    scheduler: str
+    delays: Delays
+    replan: int | None = None
+
+    def __call__(
+        self, policy: Policy, make_world: WorldFactory, seeds: Sequence[int], *, worlds: int, steps: int | None
+    ) -> Iterator[EpisodeResult]:
+        from robolearn.evaluation import EpisodeResult
+        from robolearn_deploy.delayed import rollout_delayed
+        from robolearn_deploy.schedulers import find
+
+        how = {"scheduler": find(self.scheduler), "delays": self.delays, "least": self.replan, "steps": steps}
+        for episode in rollout_delayed(policy, make_world, seeds, worlds=worlds, **how):
+            yield EpisodeResult(**vars(episode))
+
+
+def rollout_of(scheduler: str | None, delay: str | None, replan: int | None, spec: PolicySpec) -> Rollout:
+    """What the options of that name ask for.
+
+    Raises:
+        SchedulerError, DelayError: there is no such scheduler, or it cannot work with this policy and delay.
+    """
+    if scheduler is None:
+        from robolearn.evaluation.lockstep import rollout
+
+        return rollout
+    from robolearn_deploy.delayed import Delays, check
+    from robolearn_deploy.schedulers import find
+
+    text = delay or "0"
+    whole = text.lstrip("-").isdigit()
+    delays = Delays.fixed(int(text)) if whole else Delays.from_trace(Path(text), spec.rate_hz)
+    check(find(scheduler), spec, delays, replan)
+    return DelayedRollout(scheduler, delays, replan)
 
 
 class _Bar:
@@ -149,6 +205,10 @@ def _print(evaluation: Evaluation, workers: int) -> None:
     low, high = (100 * v for v in e.success_interval)
     rate = 100 * e.success_rate
     print(f"success  {rate:.1f} %  95 % interval [{low:.1f}, {high:.1f}] %   {e.successes} of {e.episodes}")
+    if e.jerk is not None:
+        join = "no joins" if e.join is None else f"{e.join:.2f} times the change of a step inside a chunk"
+        held = sum(r.held for r in e.results)
+        print(f"motion   jerk {e.jerk:,.0f} units/s^3   joins {join}   held {held} of {e.steps} steps")
     if e.latency:
         how = f"batch 1, one thread, {e.latency.calls} calls"
         print(f"latency  {e.latency.ms_p50:.1f} ms p50, {e.latency.ms_p99:.1f} ms p99 per chunk   {how}")
@@ -159,7 +219,7 @@ def _print(evaluation: Evaluation, workers: int) -> None:
 
 
 def _film(
-    evaluation: Evaluation, policy: Policy, factory: WorldFactory, out: Path, steps: int | None
+    evaluation: Evaluation, policy: Policy, factory: WorldFactory, out: Path, steps: int | None, rollout: Rollout
 ) -> dict[str, dict[str, Any]]:
     from dataclasses import asdict
 
@@ -172,5 +232,5 @@ def _film(
     policy.eval()
     films = {}
     for name, result in track(chosen.items(), description="filming"):
-        films[name] = asdict(film(policy, factory, result.seed, out / f"{name}.mp4", steps=steps))
+        films[name] = asdict(film(policy, factory, result.seed, out / f"{name}.mp4", steps=steps, rollout=rollout))
     return films

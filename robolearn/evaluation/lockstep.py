@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from robolearn.evaluation.results import EpisodeResult
+from robolearn.policies.noise import chunk_generator
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import Observation
@@ -24,6 +26,17 @@ from robolearn_data.world import World
 
 WorldFactory = Callable[[], World]
 """Makes a fresh world. Must be picklable where worlds run in other processes."""
+
+
+class Rollout(Protocol):
+    """A way to run episodes: ``rollout`` below, or one that is faithful to delay (`robolearn eval --delay`). Must be
+    picklable where worlds run in other processes."""
+
+    def __call__(
+        self, policy: Policy, make_world: WorldFactory, seeds: Sequence[int], *, worlds: int, steps: int | None
+    ) -> Iterator[EpisodeResult]:
+        """See ``rollout`` below."""
+        ...
 
 
 @contextlib.contextmanager
@@ -35,15 +48,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def chunk_generator(seed: int, replan: int) -> torch.Generator:
-    """The source of the noise of one chunk: number ``replan`` of the episode ``seed``.
-
-    It depends on nothing else, so that an episode gets the same noise in any batch, process or order.
-    """
-    state = np.random.SeedSequence([seed, replan]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 class Episode:

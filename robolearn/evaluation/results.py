@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,14 @@ class EpisodeResult:
     """Steps taken when it was first solved."""
     non_finite: bool = False
     """The policy gave NaN or infinity, which ended the episode as a failure."""
+    jerk: float | None = None
+    """Mean magnitude of the third derivative of the commanded position, units per s^3; None where not measured."""
+    jump: float | None = None
+    """Mean change of the action from one step to the next where a chunk followed another."""
+    step: float | None = None
+    """Mean change of the action from one step to the next inside the chunks."""
+    held: int = 0
+    """Steps without a valid action, in which the robot held."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,18 @@ class Evaluation:
         return mean_interval([r.score for r in self.results])
 
     @property
+    def jerk(self) -> float | None:
+        """Mean over the episodes of the third derivative of the commanded position, units per s^3."""
+        return _mean([r.jerk for r in self.results])
+
+    @property
+    def join(self) -> float | None:
+        """Mean change of the action where a chunk follows another, over its mean change inside the chunks: 1 is a join
+        that cannot be told from the inside of a chunk."""
+        jump, step = _mean([r.jump for r in self.results]), _mean([r.step for r in self.results])
+        return jump / step if jump is not None and step else None
+
+    @property
     def non_finite(self) -> int:
         """Episodes that ended because the policy gave NaN or infinity."""
         return sum(r.non_finite for r in self.results)
@@ -113,5 +134,13 @@ class Evaluation:
             "steps_per_s": self.steps_per_s,
             "wall_s": self.wall_s,
             "non_finite_episodes": self.non_finite,
+            "jerk": self.jerk,
+            "join": self.join,
+            "held_steps": sum(r.held for r in self.results),
             "results": [asdict(r) for r in self.results],
         }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    measured = [v for v in values if v is not None]
+    return float(np.mean(measured)) if measured else None

@@ -12,7 +12,8 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from robolearn.evaluation.lockstep import Episode, WorldFactory, infer, one_thread, rollout
+from robolearn.evaluation.lockstep import Episode, Rollout, WorldFactory, infer, one_thread
+from robolearn.evaluation.lockstep import rollout as lockstep_rollout
 from robolearn.evaluation.results import EpisodeResult, Evaluation, Latency
 from robolearn.evaluation.workers import EvaluationError, Job, run_in_processes, split
 from robolearn.policies.checkpoint import load_policy
@@ -32,6 +33,7 @@ def evaluate(
     workers: int = 0,
     envs_per_worker: int = 16,
     latency_calls: int = 0,
+    rollout: Rollout = lockstep_rollout,
     on_result: Callable[[EpisodeResult], None] | None = None,
 ) -> Evaluation:
     """Run one episode for each seed, under receding-horizon control, many worlds at a time.
@@ -45,6 +47,7 @@ def evaluate(
         workers: processes; 0 runs in this one, which suits a few episodes during training.
         envs_per_worker: worlds stepped together in a process, which is the batch of inference.
         latency_calls: inferences at batch 1 to be timed before the episodes; 0 for none.
+        rollout: how episodes are run; by default in lockstep, where the world waits for the policy.
         on_result: called with each episode as it finishes, in no fixed order.
 
     Raises:
@@ -74,7 +77,9 @@ def evaluate(
 
         if workers:
             parts = split(seeds, workers)
-            wall_s = run_in_processes([Job(load, make_world, p, envs_per_worker, steps) for p in parts], collect)
+            wall_s = run_in_processes(
+                [Job(load, make_world, p, envs_per_worker, steps, rollout) for p in parts], collect
+            )
         else:
             began = time.monotonic()
             for result in rollout(policy, make_world, seeds, worlds=envs_per_worker, steps=steps):

@@ -8,7 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from robolearn.evaluation.lockstep import WorldFactory, one_thread, rollout
+from robolearn.evaluation.lockstep import Rollout, WorldFactory, one_thread
+from robolearn.evaluation.lockstep import rollout as lockstep_rollout
 from robolearn.evaluation.results import EpisodeResult
 from robolearn.policies.policy import Policy
 from robolearn_data.schema import Observation
@@ -65,7 +66,15 @@ class _FilmedWorld:
         self._world.close()
 
 
-def film(policy: Policy, make_world: WorldFactory, seed: int, path: Path, *, steps: int | None = None) -> EpisodeResult:
+def film(
+    policy: Policy,
+    make_world: WorldFactory,
+    seed: int,
+    path: Path,
+    *,
+    steps: int | None = None,
+    rollout: Rollout = lockstep_rollout,
+) -> EpisodeResult:
     """Run the episode ``seed`` again by itself, write its video to ``path`` and return how this run went.
 
     Close to its run in a batch but not always equal: rounding differs with the batch, see ``lockstep.rollout``.

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from robolearn.evaluation.lockstep import WorldFactory, rollout
+from robolearn.evaluation.lockstep import Rollout, WorldFactory, rollout
 from robolearn.evaluation.results import EpisodeResult
 from robolearn.policies.policy import Policy
 from robolearn_data.schema import UserError
@@ -39,6 +39,7 @@ class Job:
     seeds: tuple[int, ...]
     worlds: int
     steps: int | None
+    rollout: Rollout = rollout
 
 
 def _work(job: Job, pipe: Connection) -> None:
@@ -47,7 +48,7 @@ def _work(job: Job, pipe: Connection) -> None:
     try:
         policy = job.load_policy()
         pipe.send(("ready", None))
-        for result in rollout(policy, job.make_world, job.seeds, worlds=job.worlds, steps=job.steps):
+        for result in job.rollout(policy, job.make_world, job.seeds, worlds=job.worlds, steps=job.steps):
             pipe.send(("result", result))
         pipe.send(("done", None))
     except BrokenPipeError:
