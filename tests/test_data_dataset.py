@@ -136,6 +136,7 @@ def test_leaving_the_writer_discards_the_unsaved_episode(tmp_path: Path) -> None
         ({"joints": np.zeros(4, np.float32)}, r"'joints' has shape \(4,\), expected \(3,\)"),
         ({"joints": np.array([0, np.nan, 0], np.float32)}, "'joints' holds NaN"),
         ({"action": np.array([np.inf, 0], np.float32)}, "'action' holds NaN or infinity"),
+        ({"action": np.array([1e300, 0])}, "'action' holds NaN or infinity"),
         ({"camera": np.zeros((8, 6, 3), np.float32)}, "'camera' has dtype float32, expected uint8"),
         ({"jionts": np.zeros(3, np.float32)}, "no stream 'jionts'; valid: action, camera, gripper, joints"),
         ({"gripper": None}, "gripper"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,8 @@ from robolearn.policies.spec import PolicySpec
 from robolearn_data.dataset import Dataset
 from robolearn_data.statistics import StreamStatistics
 from robolearn_deploy.chunks import ControlState
+from robolearn_deploy.inference import Request
 from robolearn_deploy.local_policy import LocalPolicy
-from robolearn_deploy.policy_process import WARM_UP
 from robolearn_sim.worlds import world_spec
 
 
@@ -69,22 +72,66 @@ def test_deploy_drives_pusht_with_what_the_checkpoint_infers_from_what_was_obser
     ticks = np.asarray(data.times("tick"))
     running = data.read("control_state") == ControlState.RUNNING
     assert len(np.unique(chunks[running])) >= 3
-    policy = LocalPolicy(folder, steps=2, sampler=None, seed=3, device="cpu")
-    blank = {"state": np.zeros((2, 5), np.float32)}
-    for _ in range(WARM_UP):
-        policy.infer(blank)
+    policy = LocalPolicy(folder, steps=2, seed=3)
     period = 100_000_000
-    for number in range(int(chunks.max()) + 1):
+    for number in np.unique(chunks[running]):
         rows = np.flatnonzero(chunks == number)
-        if not len(rows):
-            policy.infer(blank)  # made and never used; it drew noise all the same
-            continue
         captured_ns = ticks[rows[0]] - ages[rows[0]]
         # Before the first row the world stood still at the first row's observation.
         window = [max(0, np.searchsorted(ticks, captured_ns - back, "right") - 1) for back in (period // 2, 0)]
-        chunk = policy.infer({"state": state[window]})
-        carried_out = chunk[policy.spec.start + ages[rows] // period]
+        (reply,) = policy.infer(Request(int(number), int(captured_ns), {"state": state[window]}))
+        assert reply.final == policy.spec.horizon
+        assert set(reply.timing_ms) == {"encode", "sample", "total"}
+        carried_out = reply.actions[policy.spec.start + ages[rows] // period]
         assert np.allclose(data.read("action_sent")[rows], carried_out, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_deploy_with_real_time_chunking_reports_its_delays_and_evaluation_takes_them(
+    checkpoints, tmp_path: Path, capsys
+) -> None:
+    folder, summary = checkpoints("pusht"), tmp_path / "summary.json"
+    words = [str(folder), "--world", "pusht", "--scheduler", "rtc", "--steps", "2"]
+    assert main(["deploy", *words, "--seconds", "5", "--json", str(summary)]) == 0
+    out = capsys.readouterr().out
+    assert "scheduler rtc" in out
+    assert "in control steps: " in out
+    report = json.loads(summary.read_text())
+    assert (report["scheduler"], report["failure"], report["requests_failed"]) == ("rtc", "", 0)
+    assert report["jerk"] > 0
+    assert report["join"] > 0
+    assert sum(report["delay_steps"].values()) == report["chunks_used"] >= 3
+    assert len(report["delays_ms"]) == report["chunks"]
+
+    evaluated = tmp_path / "eval"
+    words += ["--delay", str(summary), "--episodes", "2", "--workers", "0", "--no-videos", "--out", str(evaluated)]
+    assert main(["eval", *words]) == 0
+    assert "motion   jerk" in capsys.readouterr().out
+    results = json.loads((evaluated / "results.json").read_text())
+    assert (results["scheduler"], results["delay"], results["episodes"]) == ("rtc", str(summary), 2)
+    assert results["jerk"] > 0
+
+
+@pytest.mark.slow
+def test_a_policy_on_a_server_drives_a_world_with_the_server_s_scheduler(checkpoints, tmp_path: Path, capsys) -> None:
+    folder, summary = checkpoints("pusht"), tmp_path / "summary.json"
+    command = [sys.executable, "-m", "robolearn.cli.main", "serve", str(folder), "--port", "0"]
+    command += ["--scheduler", "rtc-identity", "--steps", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("ROBOLEARN_TOKEN", None)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split(" at ")[1].split()[0]
+            words = ["deploy", "--policy", url, "--world", "pusht", "--seconds", "4"]
+            assert main([*words, "--json", str(summary)]) == 0
+            assert main([*words, "--scheduler", "naive"]) == 2
+            assert "serves chunks for the scheduler 'rtc-identity'" in capsys.readouterr().err
+        finally:
+            server.kill()
+    report = json.loads(summary.read_text())
+    assert (report["scheduler"], report["policy"], report["failure"]) == ("rtc-identity", url, "")
+    assert report["chunks_used"] >= 2
 
 
 @pytest.mark.slow
@@ -105,6 +152,8 @@ def test_deploy_drives_lift_in_real_time(checkpoints, tmp_path: Path) -> None:
         (["--world", "lift"], "the policy"),
         (["--world", "pusht", "--seconds", "-1"], "--seconds -1"),
         (["--world", "pusht", "--replan", "0"], "--replan 0"),
+        (["--world", "pusht", "--replan", "16"], "16 steps between chunks are more than the 15 actions"),
+        (["--world", "pusht", "--scheduler", "fast"], "there is no scheduler 'fast'; valid: sync, naive"),
         (["--world", "pusht", "--out", "."], ". exists"),
     ],
 )
@@ -115,6 +164,41 @@ def test_a_mistake_is_one_line_and_exit_code_2(checkpoints, capsys, words: list[
     assert lines[-1].startswith("robolearn: error: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a policy"),
+        (["--policy", "http://localhost"], "is not the URL of a policy server"),
+        (["--policy", "ws://localhost:1", "--steps", "2"], "--steps: the server decides"),
+    ],
+)
+def test_a_policy_that_is_nowhere_is_one_line_and_exit_code_2(capsys, words: list[str], message: str) -> None:
+    assert main(["deploy", "--world", "pusht", *words]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 def test_a_folder_without_a_checkpoint_is_one_line_and_exit_code_2(tmp_path: Path, capsys) -> None:
     assert main(["deploy", str(tmp_path), "--world", "pusht"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--delay", "4"], "name one with --scheduler"),
+        (["--scheduler", "fast"], "there is no scheduler 'fast'; valid: sync, naive"),
+        (["--scheduler", "rtc", "--delay", "8"], "cannot bridge a delay of 8 control steps with 8 steps between them"),
+        (["--scheduler", "rtc", "--delay", "-1"], "a delay of -1 steps is not possible"),
+        (["--scheduler", "rtc", "--delay", "trace.json"], "trace.json holds no delays"),
+        (["--scheduler", "rtc-trained", "--delay", "2"], "objective.prefix"),
+        (["--scheduler", "naive", "--replan", "16"], "16 steps between chunks are more than the 15 actions"),
+    ],
+)
+def test_a_delay_or_scheduler_that_cannot_be_evaluated_is_one_line_and_exit_code_2(
+    checkpoints, capsys, tmp_path: Path, words: list[str], message: str
+) -> None:
+    options = ["--episodes", "1", "--workers", "0", "--steps", "1", "--out", str(tmp_path / "eval")]
+    assert main(["eval", str(checkpoints("pusht")), "--world", "pusht", *options, *words]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in line
+    assert line.startswith("robolearn: error: ")

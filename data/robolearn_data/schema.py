@@ -126,9 +126,11 @@ class Stream:
             raise SchemaError(f"stream {name!r} has shape {array.shape}, expected {expected}")
         if not np.can_cast(array.dtype, self.dtype, casting="same_kind"):
             raise SchemaError(f"stream {name!r} has dtype {array.dtype}, expected {self.dtype}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        with np.errstate(over="ignore"):
+            array = array.astype(self.dtype, copy=False)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():  # also what is too large for the dtype
             raise SchemaError(f"stream {name!r} holds NaN or infinity; drop the sample or mark it invalid")
-        return array.astype(self.dtype, copy=False)
+        return array
 
 
 def _text_array(name: str, texts: np.ndarray, size: int) -> np.ndarray:

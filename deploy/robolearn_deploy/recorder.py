@@ -21,6 +21,7 @@ from robolearn_data import journal
 from robolearn_data.recorder import Count, Recorder
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.writer import DatasetWriter
+from robolearn_deploy.operator import beat
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
 _LOG = logging.getLogger(__name__)
@@ -109,10 +110,14 @@ class RecorderProcess:
     says otherwise) as well as told by ``status``.
     """
 
-    def __init__(self, path: Path, steps: RingHandle, sources: Mapping[str, RingHandle]) -> None:
+    def __init__(
+        self, path: Path, steps: RingHandle, sources: Mapping[str, RingHandle], beats: RingHandle | None = None
+    ) -> None:
+        """``beats``: a ring of ``operator.BEAT_FIELDS`` in which it says about ten times a second that it records."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(path, steps, dict(sources), theirs), name="recorder")
+        arguments = (path, steps, dict(sources), beats, theirs)
+        self._process = context.Process(target=_run, args=arguments, name="recorder")
         self._process.start()
         theirs.close()
         try:
@@ -181,9 +186,12 @@ class RecorderProcess:
         )
 
 
-def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Connection) -> None:
+def _run(
+    path: Path, steps: RingHandle, sources: dict[str, RingHandle], beats: RingHandle | None, pipe: Connection
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches every process of a terminal; the parent decides
     warnings: list[str] = []
+    heart = Ring.attach(beats) if beats else None
 
     def warn(text: str) -> None:
         warnings.append(text)
@@ -204,6 +212,8 @@ def _run(path: Path, steps: RingHandle, sources: dict[str, RingHandle], pipe: Co
                 except (UserError, OSError) as error:
                     failure = _stopped(path, error)
                     _LOG.error(failure)
+            if heart and not failure:
+                beat(heart)
             if not pipe.poll(POLL_S):
                 continue
             try:

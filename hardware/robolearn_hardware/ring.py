@@ -91,8 +91,8 @@ class Ring:
         if values.keys() != self.handle.fields.keys():
             raise ValueError(f"record has fields {sorted(values)}, the ring {sorted(self.handle.fields)}")
         for name, (_, shape) in self.handle.fields.items():
-            if np.shape(values[name]) != shape:
-                raise ValueError(f"field {name!r} has shape {np.shape(values[name])}, expected {shape}")
+            if _shape_of(values[name]) != shape:
+                raise ValueError(f"field {name!r} has shape {_shape_of(values[name])}, expected {shape}")
         index = self.count
         slot = index % self.handle.slots
         self._sequence[slot] = 2 * index + 1
@@ -165,6 +165,13 @@ class Ring:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    """``np.shape``, which takes microseconds for a number."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.shape
+    return () if isinstance(value, int | float | bytes) else np.shape(value)
 
 
 def _record_dtype(fields: Mapping[str, Field]) -> np.dtype:

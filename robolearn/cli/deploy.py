@@ -1,7 +1,8 @@
-"""`robolearn deploy CHECKPOINT --world lift --seconds 30`: runs a policy against a world in real time."""
+"""`robolearn deploy CHECKPOINT`: runs a policy in real time, on a rig of arms and cameras or against a world."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -11,94 +12,109 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from robolearn.cli.parse import stderr_line
+from robolearn.cli.parse import UsageError, stderr_line
 from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
-    from robolearn_deploy.log import Measurements
-    from robolearn_deploy.runtime import Processes
+    from robolearn.policies.spec import PolicySpec
+    from robolearn_deploy.inference import Inference
 
 
 @dataclass(frozen=True)
 class Deploy:
-    """Run a checkpoint against a world in real time, and say how well the clock was kept.
+    """Run a checkpoint in real time, on a rig or against a simulated world, and say how well the clock was kept.
 
-    The policy runs in one process, the world in another that never waits for it: at each tick of the control rate it
-    carries out the action whose time has come, and holds still when there is none. Ctrl-C ends the run in order.
-    The exit code is 1 when a process failed on the way.
+    The policy runs in one process; arms, or the world, in another that never waits for it. On a rig every command goes
+    through the arms' limits, and whatever falls silent (the policy, a camera, the recorder, this terminal) brings the
+    arms to rest. Ctrl-C ends the run in order. The exit code is 1 when a process failed on the way.
     """
 
-    checkpoint: Positional[Path]
+    checkpoint: Positional[Path | None] = None
     """A checkpoint folder, or the folder of a training run (then its newest checkpoint)."""
-    world: str
-    """Where to run it: pusht, lift."""
+    policy: str | None = None
+    """Instead of a checkpoint: ws://HOST:PORT or wss://HOST:PORT of a `robolearn serve`."""
+    token_file: Path | None = None
+    """The server's token. Without this option the environment variable ROBOLEARN_TOKEN holds it."""
+    certificate: Path | None = None
+    """The server's certificate, where no authority that this system trusts has signed it."""
+    rig: Path | None = None
+    """A rig file (hardware/rigs; those that end in _twin need no robot)."""
+    world: str | None = None
+    """Or a simulated world: pusht, lift."""
     seconds: float = 30.0
     """How long."""
     episodes: int | None = None
-    """Stop after this many episodes too. A new one begins whenever the world says that the last is over."""
+    """Stop after this many episodes too. In a world a new one begins whenever the last is over; on a rig each begins at
+    the reset pose and ends with the key s, f or d, or after --episode-s. Without: on a rig one that goes on."""
     out: Path | None = None
-    """Record what happens as a dataset here, one episode for each of the world's."""
+    """Record what happens as a dataset here."""
     seed: int = 0
-    """Start of the first episode; the next ones follow. Also seeds the policy's noise."""
+    """Start of the first episode in a world; the next ones follow. Also seeds the policy's noise."""
     steps: int | None = None
     """Denoising or integration steps of the sampler; by default those the policy was configured with."""
     sampler: Literal["ddim", "ddpm"] | None = None
     """For a diffusion policy: ddim (few steps) or ddpm (all of them)."""
+    scheduler: str | None = None
+    """How the time that inference takes is bridged: sync (the robot waits), naive (a chunk replaces the one before),
+    ensemble, rtc, rtc-identity, rtc-trained, bid, streaming. By default that of the server, and naive without one."""
     replan: int | None = None
-    """Control steps between the observations of two chunks. 1 replans as fast as it can; by default the number of
-    actions the policy was configured to carry out of each chunk."""
+    """Control steps between the observations of two chunks, at least. 1 replans as fast as it can; by default the
+    scheduler's choice, which for most is the number of actions the policy was configured to carry out of each chunk."""
+    instruction: str = ""
+    """What to do, for a policy that observes a text."""
     device: str = "cpu"
     """Where the policy runs: cpu, cuda."""
+    engine: Literal["torch", "compile", "onnx", "openvino"] = "torch"
+    """What computes the network: on a CPU openvino is the fastest by far (`pip install 'robolearn[openvino]'`)."""
+    cores: str | None = None
+    """Processor cores of the policy, such as 2-3: leave one to the servo loop (--core)."""
+    episode_s: float = 60.0
+    """Rig: with --episodes, the longest that one takes."""
+    reset_s: float = 5.0
+    """Rig: with --episodes, time for a person to set the scene (the key g goes on at once)."""
+    teleop: tuple[str, ...] = ()
+    """Rig: TELEOPERATOR:ARM by their names there, for the keys t (take over) and b (hand back); by default the only
+    ones."""
+    servo_hz: float | None = None
+    """Rig: ticks of the servo loop a second; by default what the slowest arm can do."""
+    fifo: bool = True
+    """Rig: ask for real-time priority and locked memory. `robolearn doctor` says whether they are permitted."""
+    core: int | None = None
+    """Rig: the processor core of the servo loop; by default any."""
+    approach: bool = True
+    """Rig: go slowly to where the plan begins; otherwise wait for the key g."""
+    page: bool = True
+    """Rig: show the run on a page for browsers: cameras, plan, delays, e-stop, take-over, instruction."""
+    page_host: str = "127.0.0.1"
+    """Others than this machine need the token (--token-file, or ROBOLEARN_TOKEN)."""
+    page_port: int = 8040
+    """0: any free one."""
+    dry_run: Path | None = None
+    """Move nothing: ask the policy what this dataset's observations ask for, and compare with the recorded actions."""
     json: Path | None = None
-    """Write the summary to this file too."""
+    """Write the summary to this file too. `robolearn eval --scheduler rtc --delay FILE` evaluates with its delays."""
 
 
 def run(options: Deploy) -> int:
-    """Run a checkpoint against a world in real time."""
+    """Run a checkpoint in real time, on a rig or against a world."""
     _check(options)
-    from robolearn.policies.checkpoint import load_spec, resolve_checkpoint
-    from robolearn_deploy.local_policy import LocalPolicy
-    from robolearn_deploy.runtime import RunOptions
-    from robolearn_deploy.runtime import run as run_policy
-    from robolearn_sim.worlds import make_world, world_spec
+    if options.dry_run is not None:
+        return _dry_run(options, options.dry_run)
+    source = remote_policy(options) if options.policy else local_policy(options)
+    if options.rig is not None:
+        from robolearn.cli.deploy_rig import run_on_rig
 
-    checkpoint = resolve_checkpoint(options.checkpoint)
-    policy_spec = load_spec(checkpoint)
-    observes_images = any(s.kind == "image" for s in policy_spec.observation.values())
-    world_options = {"images": True} if observes_images else {}
-    world = world_spec(options.world, **world_options)
-    policy_spec.check_fits(world.schema, f"world {options.world}")
-    metadata = {"source": "robolearn deploy", "world": options.world, "checkpoint": str(options.checkpoint)}
-    with _Bar(options.seconds) as watcher:
-        report = run_policy(
-            functools.partial(make_world, options.world, **world_options),
-            world,
-            functools.partial(
-                LocalPolicy,
-                checkpoint,
-                steps=options.steps,
-                sampler=options.sampler,
-                seed=options.seed,
-                device=options.device,
-            ),
-            policy_spec,
-            RunOptions(
-                seconds=options.seconds,
-                episodes=options.episodes,
-                seed=options.seed,
-                replan_steps=options.replan,
-                relative=world.schema.stream("action").relative,
-                out=options.out,
-                metadata=metadata,
-            ),
-            watcher,
-        )
+        report = run_on_rig(options, options.rig, source)
+    else:
+        from robolearn.cli.deploy_world import run_in_world
+
+        report = run_in_world(options, str(options.world), source)
     print(report)
     if options.out is not None:
         print(f"saved     {options.out}   look at it with: robolearn data info {options.out}")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"checkpoint": str(checkpoint), **report.to_json()}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**source.named, **report.to_json()}, indent=1) + "\n")
     if report.failure:
         stderr_line(f"error: {report.failure}")
         return 1
@@ -108,42 +124,89 @@ def run(options: Deploy) -> int:
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {"": (Deploy, run)}
 
 
+def _dry_run(options: Deploy, dataset: Path) -> int:
+    from robolearn.cli.deploy_dry_run import run_dry
+    from robolearn.policies.checkpoint import resolve_checkpoint
+
+    if options.checkpoint is None:
+        raise UsageError("--dry-run needs a checkpoint on this machine")
+    return run_dry(
+        resolve_checkpoint(options.checkpoint),
+        dataset,
+        steps=options.steps,
+        sampler=options.sampler,
+        seed=options.seed,
+        device=options.device,
+        engine=options.engine,
+        json_path=options.json,
+    )
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """A policy that can be made in another process."""
+
+    make: Callable[[], Inference]
+    spec: PolicySpec
+    scheduler: str
+    named: dict[str, str]
+    """Where it comes from, for the records."""
+
+
+def local_policy(options: Deploy) -> PolicySource:
+    """Of the checkpoint."""
+    from robolearn.policies.checkpoint import load_spec, resolve_checkpoint
+    from robolearn_deploy.local_policy import LocalPolicy
+
+    assert options.checkpoint is not None
+    checkpoint, scheduler = resolve_checkpoint(options.checkpoint), options.scheduler or "naive"
+    make = functools.partial(
+        LocalPolicy,
+        checkpoint,
+        steps=options.steps,
+        sampler=options.sampler,
+        seed=options.seed,
+        device=options.device,
+        scheduler=scheduler,
+        engine=options.engine,
+        cores=options.cores,
+    )
+    return PolicySource(make, load_spec(checkpoint), scheduler, {"checkpoint": str(checkpoint)})
+
+
+def remote_policy(options: Deploy) -> PolicySource:
+    """Of the server."""
+    from robolearn_deploy.wire.client import RemotePolicy
+    from robolearn_deploy.wire.security import read_token
+
+    assert options.policy is not None
+    access = {"token": read_token(options.token_file), "certificate": options.certificate}
+    with contextlib.closing(RemotePolicy(options.policy, **access)) as policy:
+        spec, served = policy.spec, policy.scheduler
+    scheduler = options.scheduler or served or "naive"
+    if served and scheduler != served:
+        raise UserError(f"{options.policy} serves chunks for the scheduler {served!r}, not {scheduler!r}; leave it out")
+    make = functools.partial(RemotePolicy, options.policy, spec=spec, **access)
+    return PolicySource(make, spec, scheduler, {"policy": options.policy})
+
+
 def _check(options: Deploy) -> None:
-    if not 0 < options.seconds < float("inf"):
-        raise UserError(f"--seconds {options.seconds:g} is not possible; give a positive number")
-    for name, least in (("episodes", 1), ("seed", 0), ("steps", 1), ("replan", 1)):
+    if (options.checkpoint is None) == (options.policy is None):
+        raise UserError("name a policy: a checkpoint folder, or --policy ws://HOST:PORT of a `robolearn serve`")
+    here = [f"--{name}" for name in ("steps", "sampler", "cores") if getattr(options, name) is not None]
+    if options.policy is not None and here:
+        raise UserError(f"{' and '.join(here)}: the server decides; give that to `robolearn serve`")
+    if options.policy is None and options.certificate:
+        raise UserError("--certificate is for a policy on a network; name it with --policy")
+    if options.policy is None and options.rig is None and options.token_file:
+        raise UserError("--token-file is for a policy on a network (--policy) or for the page of a rig")
+    if (options.rig, options.world, options.dry_run).count(None) != 2:
+        raise UsageError("say where: --rig hardware/rigs/so101_twin.yaml, --world pusht, or --dry-run DATASET")
+    for name in ("seconds", "episode_s"):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value} is too small; give {least} or more")
-
-
-class _Bar:
-    """A progress bar of the run's time, with what the control loop is doing. Fulfils robolearn_deploy's Watcher."""
-
-    def __init__(self, seconds: float) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), TimeRemainingColumn())
-        self._console = Console(stderr=True)
-        self._progress = Progress(*columns, TextColumn("{task.description}"), console=self._console)
-        self._task = self._progress.add_task("starting policy and world", total=seconds)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def started(self, processes: Processes) -> None:
-        pass
-
-    def progress(self, elapsed_s: float, measured: Measurements) -> None:
-        if measured.state is not None:
-            solved = sum(e.success for e in measured.episodes)
-            text = f"{measured.state.name}   {len(measured.episodes)} episodes, {solved} solved"
-            self._progress.update(self._task, completed=elapsed_s, description=text)
-
-    def message(self, text: str) -> None:
-        self._console.print(f"robolearn: {text}", highlight=False)
+        if not 0 < value < float("inf"):
+            raise UserError(f"--{name.replace('_', '-')} {value:g} is not possible; give a positive number")
+    for name, least in (("episodes", 1), ("seed", 0), ("steps", 1), ("replan", 1), ("servo_hz", 1), ("reset_s", 0)):
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is too small; give {least} or more")

@@ -1,0 +1,69 @@
+"""`robolearn deploy CHECKPOINT --world lift`: a policy against a simulated world, in real time."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robolearn.cli.deploy import Deploy, PolicySource
+    from robolearn_deploy.log import Measurements
+    from robolearn_deploy.report import Report
+    from robolearn_deploy.runtime import Running
+
+
+def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Report:
+    """Run it; what is said about it at the end."""
+    from robolearn_deploy.runtime import RunOptions
+    from robolearn_deploy.runtime import run as run_policy
+    from robolearn_sim.worlds import make_world, world_spec
+
+    observes_images = any(s.kind == "image" for s in source.spec.observation.values())
+    world_options: dict[str, Any] = {"images": True} if observes_images else {}
+    world = world_spec(world_name, **world_options)
+    run_options = RunOptions(
+        seconds=options.seconds,
+        episodes=options.episodes,
+        seed=options.seed,
+        scheduler=source.scheduler,
+        replan_steps=options.replan,
+        instruction=options.instruction,
+        relative=world.schema.stream("action").relative,
+        out=options.out,
+        metadata={"source": "robolearn deploy", "world": world_name, **source.named},
+    )
+    make = functools.partial(make_world, world_name, **world_options)
+    with _Bar(options.seconds) as watcher:
+        return run_policy(make, world, source.make, source.spec, run_options, watcher)
+
+
+class _Bar:
+    """A progress bar of the run's time, with what the control loop is doing. Fulfils robolearn_deploy's Watcher."""
+
+    def __init__(self, seconds: float) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), TimeRemainingColumn())
+        self._console = Console(stderr=True)
+        self._progress = Progress(*columns, TextColumn("{task.description}"), console=self._console)
+        self._task = self._progress.add_task("starting policy and world", total=seconds)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def started(self, running: Running) -> None:
+        pass
+
+    def progress(self, elapsed_s: float, measured: Measurements) -> None:
+        if measured.state is not None:
+            solved = sum(e.success for e in measured.episodes)
+            text = f"{measured.state.name}   {len(measured.episodes)} episodes, {solved} solved"
+            self._progress.update(self._task, completed=elapsed_s, description=text)
+
+    def message(self, text: str) -> None:
+        self._console.print(f"robolearn: {text}", highlight=False)
