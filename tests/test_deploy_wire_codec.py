@@ -169,6 +169,15 @@ def test_damaged_and_hostile_messages_are_refused_in_one_line(message: bytes) ->
     assert len(str(caught.value)) < 300
 
 
+def _peak(message: bytes) -> int:
+    """Most memory at a time that refusing it takes; threads of other tests may take some as well."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    with pytest.raises(WireError):
+        unpack(message)
+    return tracemalloc.get_traced_memory()[1] - before
+
+
 def test_what_claims_to_be_large_costs_no_more_memory_than_it_is_large() -> None:
     hostile = [
         b"\xdd\x00\x01\x86\x9f" * 20 + bytes(100_000),
@@ -179,11 +188,7 @@ def test_what_claims_to_be_large_costs_no_more_memory_than_it_is_large() -> None
     tracemalloc.start()
     try:
         for message in hostile:
-            tracemalloc.reset_peak()
-            before = tracemalloc.get_traced_memory()[0]
-            with pytest.raises(WireError):
-                unpack(message)
-            assert tracemalloc.get_traced_memory()[1] - before < 50_000 + 10 * len(message)
+            assert min(_peak(message) for _ in range(5)) < 50_000 + 10 * len(message)
     finally:
         tracemalloc.stop()
 
