@@ -216,6 +216,30 @@ def test_deploy_drives_the_so101_twin_from_a_checkpoint(
     assert main(["data", "validate", str(out)]) == 0
 
 
+@pytest.mark.slow
+def test_a_person_takes_over_with_a_leader_arm_and_what_they_do_is_labelled(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.zarr"
+
+    class Relief(Person):
+        def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None:
+            super().progress(elapsed_s, measured, episode)
+            if measured.ticks_in[State.TELEOP] > 100:
+                self.operator.tell(Command.END)
+
+    with with_twins(load_rig(root / "hardware/rigs/so101_twin.yaml")) as (rig, _):
+        spec, person = spec_of(SO101), Relief(lambda p: p.operator.tell(Command.TAKE_OVER))
+        options = RigOptions(90.0, out=out, servo=ORDINARY, teleoperators={"leader": "follower"})
+        report = run_rig(rig, functools.partial(SinePolicy, spec), spec, options, person)
+    assert report.failure == ""
+    assert "leader" in person.pids
+    dataset = Dataset.open(out)
+    person_did = dataset.read("intervention") == 1
+    assert person_did.sum() > 10
+    np.testing.assert_array_equal(person_did, dataset.read("control_state") == State.TELEOP)
+    moved = np.abs(np.diff(dataset.read("action_sent")[person_did], axis=0))
+    assert 0 < moved.max() < 0.3, "the leader's twin is moved, and nothing jumped"
+
+
 def test_deploy_wants_one_place_to_run(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["deploy", str(checkpoint)]) == 2
     assert "say where: --rig" in capsys.readouterr().err
