@@ -17,6 +17,7 @@ from robolearn_deploy.operator import Command
 from robolearn_deploy.stall import State
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import Condition, DeviceError
+from robolearn_hardware.kinematics import Kinematics
 from robolearn_hardware.rig import load_rig, with_twins
 
 pytest.importorskip("ruckig", reason="needs robolearn[kinematics]")
@@ -240,6 +241,31 @@ def test_a_person_takes_over_without_a_jump_moves_the_arm_and_hands_back(tmp_pat
         _, sent = told(bench)
         step = np.abs(np.diff(sent[:, :joints], axis=0)).max()
         assert step < 0.05, "nothing jumped on the way"
+
+
+def test_a_twist_moves_the_tool_and_one_that_cannot_be_followed_moves_nothing(tmp_path: Path) -> None:
+    tool = Kinematics("so101")
+    with servo_bench(simulated_rig(tmp_path)) as bench:
+        sine, twist = Sine(bench, amplitude=0.0), np.array([0, 0.05, 0, 0, 0, 0])
+
+        def feed() -> None:
+            sine()
+            at_ns = now_ns()
+            nothing = np.full(5, np.nan)
+            bench.intent.publish(
+                {"capture_ns": at_ns, "enabled": True, "positions": nothing, "twist": twist, "gripper": np.nan}
+            )
+
+        bench.until(running, feed=feed)
+        began = tool.forward(bench.newest()["sent"][:5].astype(float)).position
+        bench.operator.tell(Command.TAKE_OVER)
+        there = bench.until(
+            lambda t: tool.forward(t["sent"][:5].astype(float)).position[1] > began[1] + 0.03, feed=feed
+        )
+        assert there["state"] == State.TELEOP
+        twist = np.array([0, 1e300, 0, 0, 0, 0])
+        later = now_ns() + 500_000_000
+        assert bench.until(lambda t: t["due_ns"] > later, feed=feed)["state"] == State.TELEOP
 
 
 def test_reset_goes_slowly_to_the_reset_pose_and_stays(tmp_path: Path) -> None:

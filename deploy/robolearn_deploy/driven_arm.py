@@ -51,7 +51,7 @@ class DrivenArm:
         self, arm: Arm, workspace: Workspace | None, latency_ns: int, options: ServoOptions, rate_hz: float
     ) -> None:
         self.arm, self.info, self.latency_ns = arm, arm.info, latency_ns
-        self._workspace, self._options, self._rate_hz = workspace, options, rate_hz
+        self._options = options
         info = arm.info
         self.spaces = Spaces(info.joints + info.has_gripper, grippers=(info.joints,) if info.has_gripper else ())
         self.state = arm.state()

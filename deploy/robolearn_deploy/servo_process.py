@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
@@ -30,6 +29,7 @@ from robolearn_deploy.stall import Duty, Inputs, StallContract, State, Watch
 from robolearn_deploy.ticker import Tick, Ticker
 from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns
 from robolearn_hardware.devices import Arm, Condition, DeviceError
+from robolearn_hardware.kinematics import Workspace
 from robolearn_hardware.rig import Rig
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
@@ -150,12 +150,15 @@ class _Servo:
         self._beats = [attach(handle) for handle in handles.beats.values()]
         self._commands = Commands({name: attach(handle) for name, handle in handles.commands.items()})
         self._intents = {name: attach(handle) for name, handle in handles.intents.items()}
+        for one in arms:
+            if one.info.name in self._intents:
+                one.takeover.prepare()
         self._stall = StallContract(handles.watches, hold_s=options.hold_s, approach=options.approach)
         self._next_chunk = self._chunks.count
         self._episode, self._captures = -1, {-1: 0}
         reset = layout.join([one.state for one in arms]) if options.reset is None else np.array(options.reset)
         self._reset_parts = [reset[part] for part in layout.slices]
-        self._resetting = self._ending = False
+        self._resetting = self._ending = self._e_stop = False
         self._duty = Duty.STAY
         self._captured_ns = 0
         self._parent = os.getppid()
@@ -212,8 +215,6 @@ class _Servo:
 
     def _at_rest(self) -> bool:
         return all(one.limiter.at_rest for one in self._arms)
-
-    _e_stop = False
 
     def _obey(self) -> Asked:
         """What people said since the last tick. An e-stop is pressed until RELEASE."""
@@ -331,5 +332,5 @@ class _Servo:
         )
 
 
-def _workspace(rig: Rig, name: str) -> Any:
+def _workspace(rig: Rig, name: str) -> Workspace | None:
     return rig.limits[name].workspace if name in rig.limits else None

@@ -6,13 +6,14 @@ the take-over on. A twist (SpaceMouse, gamepad, page) is a change anyway.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from robolearn_hardware.clock import SECOND_NS
-from robolearn_hardware.devices import ArmInfo, DeviceError, Intent
+from robolearn_hardware.devices import ArmInfo, DeviceError, Intent, LimitError
 from robolearn_hardware.kinematics import DifferentialIK, Kinematics, Twist
 from robolearn_hardware.ring import Field
 
@@ -60,6 +61,11 @@ class TakeOver:
         self._leader: np.ndarray | None = None
         self._capture_ns = 0
 
+    def prepare(self) -> None:
+        """Make ready for twists: too long for a tick. An arm without a kinematic model does not follow them."""
+        with contextlib.suppress(DeviceError):
+            self._ik = DifferentialIK(Kinematics(self._model), limits=self._limits, firmware=self._firmware)
+
     def begin(self, positions: np.ndarray, gripper: float) -> None:
         """The arm is at ``positions`` (J,) rad as last commanded, its gripper at ``gripper``."""
         self._target, self._gripper, self._leader = positions.copy(), gripper, None
@@ -80,16 +86,12 @@ class TakeOver:
                 moved = self._target + (leader - self._leader)
                 self._target = np.clip(moved, self._limits.low, self._limits.high)
             self._leader = leader.copy()
-        elif np.isfinite(record["twist"]).all() and capture_ns > self._capture_ns:
+        elif self._ik is not None and np.isfinite(record["twist"]).all() and capture_ns > self._capture_ns:
             since_s = min(capture_ns - self._capture_ns, STALE_NS) / SECOND_NS
             twist = Twist(record["twist"][:3], record["twist"][3:])
-            self._target = self._solver().step(self._target, twist, max(since_s, 1e-3))
+            with contextlib.suppress(LimitError):  # no step that way: it stays
+                self._target = self._ik.step(self._target, twist, max(since_s, 1e-3))
         self._capture_ns = capture_ns
         if np.isfinite(record["gripper"]):
             self._gripper = float(np.clip(record["gripper"], 0, 1))
         return self._target, self._gripper, True
-
-    def _solver(self) -> DifferentialIK:
-        if self._ik is None:
-            self._ik = DifferentialIK(Kinematics(self._model), limits=self._limits, firmware=self._firmware)
-        return self._ik
