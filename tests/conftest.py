@@ -9,6 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, so that a change is what makes a test fail; `pytest --hypothesis-profile=default` looks
+# for new ones.
+settings.register_profile("reproducible", derandomize=True)
+settings.load_profile("reproducible")
 
 # Set before torch and pygame are imported, and inherited by the processes that tests start.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

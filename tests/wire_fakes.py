@@ -44,7 +44,7 @@ def request(number: int, *, deadline_s: float = 0.0, committed: Committed | None
 def chunk(number: float) -> np.ndarray:
     """What ``CountingPolicy`` answers to ``request(number)``: (HORIZON, 2)."""
     steps = np.arange(HORIZON, dtype=np.float32)
-    return np.stack([np.full(HORIZON, number, np.float32), number * 1000 + steps], axis=1)
+    return np.stack([np.full(HORIZON, number, np.float32), number * HORIZON + steps], axis=1)
 
 
 class CountingPolicy:

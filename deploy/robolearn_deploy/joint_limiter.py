@@ -82,6 +82,11 @@ class JointLimiter:
         a = min(a, sqrt(2 * v * j))  # more is never reached on the way to v
         return a / j + (v / self._a + self._a / j if v * j >= self._a**2 else 2 * sqrt(v / j))
 
+    @property
+    def at_rest(self) -> bool:
+        _, v, a = self.state
+        return abs(v) < _EPSILON and abs(a) < 1000 * _EPSILON
+
     def clip(self, p: float) -> float:
         """``p``, or the end of the range that it lies beyond."""
         return min(max(p, self._low), self._high)
@@ -98,8 +103,10 @@ class JointLimiter:
         return self._first_good(((p, 0.0, 0.0), inf), limits=self._slow)
 
     def brake(self) -> State:
-        """On the quickest way to rest."""
-        _, v, a = self.state
+        """On the quickest way to rest; at rest, where it is."""
+        p, v, a = self.state
+        if self.at_rest:  # but for rounding
+            return p, 0.0, 0.0
         return along(self.state, self.braking(v, a), self._dt)
 
     def good(self, state: State) -> bool:

@@ -115,7 +115,7 @@ class Limiter:
 
     @property
     def at_rest(self) -> bool:
-        return bool(np.abs(self._sent.velocities).max() < 1e-9 and np.abs(self._sent.accelerations).max() < 1e-6)
+        return all(joint.at_rest for joint in self._joints)
 
     def begin(self, positions: np.ndarray) -> None:
         """The arm rests at ``positions`` (J,) rad, which may lie outside the limits: it is led back.
