@@ -15,8 +15,9 @@ from servo_bench import HORIZON, PERIOD_NS, ServoBench, Sine, servo_bench, simul
 
 from robolearn_deploy.operator import Command
 from robolearn_deploy.stall import State
+from robolearn_deploy.takeover import intent_record
 from robolearn_hardware.clock import now_ns
-from robolearn_hardware.devices import Condition, DeviceError
+from robolearn_hardware.devices import Condition, DeviceError, Intent
 from robolearn_hardware.kinematics import Kinematics
 from robolearn_hardware.rig import load_rig, with_twins
 
@@ -202,13 +203,7 @@ class Hand:
 
     def __call__(self) -> None:
         self._bench.intent.publish(
-            {
-                "capture_ns": now_ns(),
-                "enabled": self.enabled,
-                "positions": self.positions,
-                "twist": np.full(6, np.nan),
-                "gripper": 0.3,
-            }
+            intent_record(Intent(now_ns(), self.enabled, self.positions, gripper=0.3), len(self.positions))
         )
 
 
@@ -251,10 +246,7 @@ def test_a_twist_moves_the_tool_and_one_that_cannot_be_followed_moves_nothing(tm
         def feed() -> None:
             sine()
             at_ns = now_ns()
-            nothing = np.full(5, np.nan)
-            bench.intent.publish(
-                {"capture_ns": at_ns, "enabled": True, "positions": nothing, "twist": twist, "gripper": np.nan}
-            )
+            bench.intent.publish(intent_record(Intent(at_ns, True, twist=twist), 5))
 
         bench.until(running, feed=feed)
         began = tool.forward(bench.newest()["sent"][:5].astype(float)).position

@@ -283,7 +283,7 @@ class ForceSensor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Intent:
-    """What a person wants at one instant. One of ``positions`` and ``twist`` is there."""
+    """What a person wants at one instant. One of ``positions``, ``twist`` and ``displacement`` is there."""
 
     capture_ns: int
     enabled: bool
@@ -292,6 +292,11 @@ class Intent:
     """(J,) rad, of a leader arm"""
     twist: np.ndarray | None = None
     """(6,) m/s and rad/s of the tool in the base frame"""
+    displacement: np.ndarray | None = None
+    """(6,) how far the hand has come since ``clutch`` was taken, in the arm's base frame and scaled as the tool shall
+    move: m, and a rotation vector in rad. A reading that is lost loses no motion, as one of ``twist`` does."""
+    clutch: int = 0
+    """Counts how often the deadman was taken: a ``displacement`` begins anew with each."""
     gripper: float = np.nan
     """0 closed, 1 open"""
     buttons: Mapping[str, bool] = field(default_factory=dict)
