@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples in every run, so that a change is what makes a test fail; `pytest --hypothesis-profile=default` looks
-# for new ones.
+# The same examples in every run, so that a change is what makes a test fail; `pytest --hypothesis-profile=default`
+# looks for new ones.
 settings.register_profile("reproducible", derandomize=True)
 settings.load_profile("reproducible")
 

@@ -36,10 +36,10 @@ class Hand:
         for _ in range(ticks):
             self.now_ns += TICK_NS
             said = Intent(self.now_ns - age_ns, **intent)
-            record = np.zeros((), dtype=[(n, t, s) for n, (t, s) in self._fields.items()])
+            record = np.zeros(1, dtype=[(n, t, s) for n, (t, s) in self._fields.items()])
             for name, value in intent_record(said, 7).items():
                 record[name] = value
-            found = self.over.target(record[()], self.now_ns)
+            found = self.over.target(record[0], self.now_ns)
         return found
 
     def tool(self, positions: np.ndarray):

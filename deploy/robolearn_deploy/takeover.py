@@ -1,8 +1,8 @@
 """A person moves the arm while a policy would: what the teleoperator wants, as targets of the arm.
 
 Nothing jumps at a take-over. A leader arm stands elsewhere than its follower: its *changes* count, from the instant of
-the take-over on. So do those of a hand (phone, VR controller): its displacement since the clutch was taken moves the tool
-from where it was then. A twist (SpaceMouse, gamepad, keyboard) is a change anyway.
+the take-over on. So do those of a hand (phone, VR controller): its displacement since the clutch was taken moves the
+tool from where it was then. A twist (SpaceMouse, gamepad, keyboard) is a change anyway.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from robolearn_hardware.ring import Field
 STALE_NS = SECOND_NS // 5
 """A teleoperator that has said nothing for so long is not followed any more: the arm holds."""
 JUMP_M, JUMP_RAD = 0.1, 0.5
-"""A displacement that changes by more from one reading to the next is an error of tracking. It is not followed until the
-clutch is taken again."""
+"""A displacement that changes by more from one reading to the next is an error of tracking. It is not followed until
+the clutch is taken again."""
 _THERE_M, _THERE_RAD = 1e-4, 1e-3
 """So near to where the hand wants it, the tool stays: a joint too many would creep towards the middle of its range."""
 _SHORTEST_S = 1e-3
