@@ -364,3 +364,17 @@ def test_a_limiter_that_has_not_begun_or_begins_at_nan_says_so():
         limiter.begin(np.full(5, np.nan))
     with pytest.raises(DeviceError, match="speed"):
         Limiter(info("so101"), 100, approach_speed=0.0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(["so101", "fr3", "ur5e"]), st.integers(0, 2**32 - 1), st.floats(0.01, 1.0))
+def test_a_pair_of_links_changes_its_distance_by_no_more_than_its_levers_say(model, seed, turn):
+    rng, limits, own = np.random.default_rng(seed), limits_of(model), SelfDistance(model)
+    far = np.full(len(own.pairs), 10.0)
+    before = rng.uniform(limits.low, limits.high)
+    after = np.clip(before + rng.uniform(-turn, turn, len(before)), limits.low, limits.high)
+    changed = np.abs(own.apart(after, far) - own.apart(before, far))
+    assert (changed <= own.levers @ np.abs(after - before) + 1e-4).all()
+    assert own.apart(after, far).min() == pytest.approx(own.nearest(after, up_to_m=10.0), abs=1e-6)
+    assert (own.levers == 0).any()
+    assert (own.levers > 0).any(axis=1).all()

@@ -1,28 +1,46 @@
 """Whether an arm's motion stays within its workspace and its links apart, looked at where it matters.
 
-A joint that turns by 1 rad moves no point of the arm further than the arm is long. So what is clear at two instants of
-a motion is clear in between, if the arm is long enough away from everything for what it moves in between; if not, the
-instant in the middle is looked at too, down to ``APART_RAD``.
+A joint that turns moves no point of the arm further than its lever: the length of the arm from there on. It changes the
+distance between two links only if it lies between them. So what is clear at two instants of a motion is clear in
+between, if what the joints turn in between cannot use up the room of both; if it can, the instant in the middle is
+looked at too, down to ``APART_RAD``.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
+from typing import NamedTuple
 
 import numpy as np
 
-from robolearn_deploy.selfdistance import SelfDistance
+from robolearn_deploy.selfdistance import SelfDistance, levers
 from robolearn_hardware.kinematics import Kinematics, Workspace
 
 APART_RAD = 0.05
 """Motion of all joints together that is not looked into: a chord of it leaves an arc of radius 1 m by 0.3 mm."""
 _EPSILON_M = 1e-6
-_LOOK_M = 0.1  # no pair of links is looked at that is further apart
 
 Path = Callable[[float], list[float]]
 """Joint positions, rad, some seconds on."""
+
+
+class _Look(NamedTuple):
+    """At one instant of a motion."""
+
+    after_s: float
+    positions: list[float]
+    room: float
+    """To the nearest side of the workspace, m, beyond what is allowed; < 0: outside"""
+    apart: np.ndarray
+    """(pairs,) m, of the links, beyond what is allowed; of those far enough apart, a lower bound"""
+
+    @property
+    def blocked(self) -> str:
+        if self.room < 0:
+            return "workspace"
+        return "links" if self.apart.size and self.apart.min() < 0 else ""
 
 
 class Clearance:
@@ -36,11 +54,14 @@ class Clearance:
         self._mujoco = importlib.import_module("mujoco")  # which Kinematics has found
         made = kinematics.mj_model
         self._site = made.site("tool").id
-        self._reach = float(np.linalg.norm(made.body_pos, axis=1).sum() + np.linalg.norm(made.site("tool").pos))
         box = workspace or Workspace()
         self._floor = box.floor
         self._low, self._high = (*box.low[:2], max(box.low[2], box.floor)), box.high
         self._bodies = kinematics.bodies if isfinite(box.floor) else []
+        self._bounded = any(isfinite(side) for side in (*self._low, *self._high))
+        tool = made.site("tool")
+        self._levers = levers(made, int(made.site_bodyid[self._site]), float(np.linalg.norm(tool.pos)))
+        self._pair_levers = np.zeros((0, made.njnt)) if links is None else links.levers
         # The furthest out on each side, and the nearest that links may be: what they were at best since the
         # beginning, so that what rounding allows does not add up; or what they are now, if that is worse.
         self._best_out: list[float] = []
@@ -51,50 +72,52 @@ class Clearance:
     def begin(self, positions: list[float]) -> None:
         """The arm is at ``positions`` (J,) rad."""
         self._best_out = [max(-room, 0.0) for room in self._rooms(positions)]
-        self._best_near = self._apart(positions, 0.0)
+        self._best_near = self._nearest(positions)
         self._out, self._near = self._best_out, self._best_near
 
     def moved(self, positions: list[float]) -> None:
         """It is sent to ``positions``."""
         self._out = [max(-room, 0.0) for room in self._rooms(positions)]
-        self._near = self._apart(positions, 0.0)
+        self._near = self._nearest(positions)
         self._best_out = [min(best, out) for best, out in zip(self._best_out, self._out, strict=True)]
         self._best_near = max(self._best_near, self._near)
 
     def blocked(self, path: Path, duration_s: float) -> str:
         """What is in the way of a motion: "workspace", "links" or nothing."""
-        start, end = path(0.0), path(duration_s)
-        look = min(self._reach * _way(start, end), _LOOK_M)
         limits = [max(best + _EPSILON_M, out) for best, out in zip(self._best_out, self._out, strict=True)]
         nearest = min(self._best_near - _EPSILON_M, self._near)
+        first, last = path(0.0), path(duration_s)
+        turned = _turned(first, last)
 
-        def margin(positions: list[float]) -> tuple[float, str]:
-            """How far any point of it may move from there, m; below 0: it must not even be there."""
-            room = min(room + limit for room, limit in zip(self._rooms(positions), limits, strict=True))
-            if self._links is None or room < 0:
-                return room, "workspace"
-            apart = self._apart(positions, look) - nearest
-            return (room, "workspace") if room < apart else (apart, "links")
+        def look(after_s: float, positions: list[float], turned: np.ndarray) -> _Look:
+            """``turned``: of the piece of the motion whose end, or middle, it is: half of its need is enough."""
+            rooms = self._rooms(positions)
+            room = min([room + limit for room, limit in zip(rooms, limits, strict=True)], default=inf)
+            return _Look(after_s, positions, room, self._apart(positions, nearest, self._pair_levers @ turned / 2))
 
-        (at_start, what), (at_end, what_then) = margin(start), margin(end)
-        if at_start < 0 or at_end < 0:
-            return what if at_start < 0 else what_then
-        pieces = [(0.0, start, at_start, duration_s, end, at_end)]
+        start, end = look(0.0, first, turned), look(duration_s, last, turned)
+        if start.blocked or end.blocked:
+            return start.blocked or end.blocked
+        pieces = [(start, end)]
         while pieces:
-            t0, q0, m0, t1, q1, m1 = pieces.pop()
-            way = _way(q0, q1)
-            if way <= APART_RAD or m0 + m1 >= self._reach * way:
+            one, other = pieces.pop()
+            turned = _turned(one.positions, other.positions)
+            if turned.sum() <= APART_RAD:
                 continue
-            t = (t0 + t1) / 2
-            q = path(t)
-            m, what = margin(q)
-            if m < 0:
-                return what
-            pieces += [(t0, q0, m0, t, q, m), (t, q, m, t1, q1, m1)]
+            roomy = one.room + other.room >= self._levers @ turned
+            if roomy and (one.apart + other.apart >= self._pair_levers @ turned).all():
+                continue
+            after_s = (one.after_s + other.after_s) / 2
+            middle = look(after_s, path(after_s), turned)
+            if middle.blocked:
+                return middle.blocked
+            pieces += [(one, middle), (middle, other)]
         return ""
 
     def _rooms(self, positions: list[float]) -> list[float]:
         """From the tool centre to each side, and from the joints from the third on to the floor, m; < 0: outside."""
+        if not self._bounded:
+            return []
         data = self._kinematics.mj_data
         data.qpos[:] = positions
         self._mujoco.mj_kinematics(self._kinematics.mj_model, data)
@@ -103,12 +126,21 @@ class Clearance:
         (lx, ly, lz), (hx, hy, hz) = self._low, self._high
         return [x - lx, y - ly, z - lz, hx - x, hy - y, hz - z, *(h - self._floor for h in heights)]
 
-    def _apart(self, positions: list[float], look_m: float) -> float:
-        """How much further apart than their minimum links are, m, up to ``look_m``; < 0: nearer."""
+    def _nearest(self, positions: list[float]) -> float:
+        """How much nearer than their minimum links are, m, as a number < 0; else 0."""
         links = self._links
-        return 0.0 if links is None else links.nearest(positions, up_to_m=links.minimum_m + look_m) - links.minimum_m
+        return 0.0 if links is None else links.nearest(positions) - links.minimum_m
+
+    def _apart(self, positions: list[float], nearest: float, enough: np.ndarray) -> np.ndarray:
+        """(pairs,) how much further apart than ``nearest`` beyond their minimum links are, m, looked at up to
+        ``enough`` (pairs,)."""
+        links = self._links
+        if links is None:
+            return enough  # (0,)
+        least = links.minimum_m + nearest
+        return links.apart(positions, enough + least) - least
 
 
-def _way(one: list[float], other: list[float]) -> float:
-    """What all joints turn together."""
-    return sum(abs(a - b) for a, b in zip(one, other, strict=True))
+def _turned(one: list[float], other: list[float]) -> np.ndarray:
+    """(J,) rad, each joint."""
+    return np.abs(np.subtract(other, one))

@@ -83,6 +83,10 @@ class SelfDistance:
         self._geoms = geoms.tolist()
         self._reach = made.geom_rbound[geoms].sum(1)
         self._between = np.zeros(6)
+        ends = [_farthest(capsules[a], capsules[b]) for a, b in self.pairs]
+        self.levers = np.array([levers(made, *end) for end in ends]).reshape(-1, made.njnt)
+        """(pairs, J) m: a turn of a joint by 1 rad changes the distance of a pair by no more. Most joints do not: they
+        move both of its links, or neither."""
 
     def nearest(self, positions: np.ndarray | list[float], *, up_to_m: float | None = None) -> float:
         """Smallest distance between links at joint ``positions`` (J,) rad, m; < 0 where they overlap. ``up_to_m`` where
@@ -99,6 +103,41 @@ class SelfDistance:
                 break
             smallest = min(smallest, distance(model, data, *self._geoms[i], up_to_m + 0.001, self._between))
         return smallest
+
+    def apart(self, positions: np.ndarray | list[float], up_to_m: np.ndarray) -> np.ndarray:
+        """Distance of each of ``pairs`` at joint ``positions`` (J,) rad, m; of one that is farther apart than its
+        ``up_to_m`` (pairs,), a number that lies between that and its distance."""
+        model, data, distance = self._model, self._data, self._mujoco.mj_geomDistance
+        data.qpos[:] = positions
+        self._mujoco.mj_kinematics(model, data)
+        way = data.geom_xpos[self._one] - data.geom_xpos[self._other]
+        found = np.sqrt((way * way).sum(1)) - self._reach  # between the spheres around both
+        for i in (found < up_to_m).nonzero()[0].tolist():
+            found[i] = distance(model, data, *self._geoms[i], up_to_m[i] + 0.001, self._between)
+        return found
+
+
+def levers(model: Any, body: int, beyond_m: float, other: int = 0, beyond_other_m: float = 0.0) -> np.ndarray:
+    """(J,) m: how far a turn of each joint by 1 rad moves points of two bodies against each other at most, in any
+    posture. A point lies up to ``beyond_m`` from its body's origin. By default the other one is the world."""
+    found = np.zeros(model.njnt)
+    for end, beyond in ((body, beyond_m), (other, beyond_other_m)):
+        chain, reach = {}, beyond
+        while end:
+            for joint in np.flatnonzero(model.jnt_bodyid == end):
+                chain[joint] = reach + float(np.linalg.norm(model.jnt_pos[joint]))
+            reach += float(np.linalg.norm(model.body_pos[end]))
+            end = int(model.body_parentid[end])
+        for joint, lever in chain.items():
+            # One that both hang on moves neither against the other.
+            found[joint] = 0.0 if found[joint] else lever
+    return found
+
+
+def _farthest(one: Capsule, other: Capsule) -> tuple[int, float, int, float]:
+    """The bodies of two capsules, and how far the lines in them reach from the origins."""
+    far = [float(max(np.linalg.norm(c.start), np.linalg.norm(c.end))) for c in (one, other)]
+    return one.body, far[0], other.body, far[1]
 
 
 def _links(model: Any, flange: Any, radius_m: float | None) -> list[Capsule]:
