@@ -1,9 +1,10 @@
-"""Renders the tables of README.md, data/README.md and hardware/README.md from tests/benchmarks/results/*.json.
+"""Renders the tables of README.md and of the packages' README.md from tests/benchmarks/results/*.json.
 
     python tests/benchmarks/render_tables.py            # rewrite them
     python tests/benchmarks/render_tables.py --check    # exit 1 when one is not what the files say
 
-A table stands between `<!-- table: NAME -->` and `<!-- /table -->` and shows NAME.json.
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->` and shows NAME.json; one with too many rows is shown
+across, as CROSSED says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "data/README.md", ROOT / "hardware/README.md")
+PAGES = (ROOT / "README.md", ROOT / "data/README.md", ROOT / "hardware/README.md", ROOT / "deploy/README.md")
 TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
@@ -60,9 +61,31 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "flow_10_ms": ("chunk: flow-10, ms", _milliseconds),
     "ddim_10_ms": ("ddim-10, ms", _milliseconds),
     "hz": ("Hz", lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.1f}"),
+    "chunks_per_s": ("chunks per s", lambda value: f"{value:,.0f}"),
     "ddpm_100_ms": ("ddpm-100, ms", lambda value: f"{value:.0f}"),
 }
 """Key of a row -> heading and how to write a value. Other keys stand under their own name, numbers to 4 digits."""
+
+CROSSED: dict[str, tuple[tuple[str, ...], str, str, Callable[[Any], str]]] = {
+    "runtime_engines": (("network", "sampler"), "engine", "p50_ms", _milliseconds),
+    "runtime_delay": (("task", "scheduler"), "delay", "success", lambda value: f"{100 * value:.0f} %"),
+}
+"""Table -> the keys whose values stand at the left, the key whose values stand at the top, the key of what is shown."""
+
+
+def render_crossed(content: dict[str, Any], table: str) -> str:
+    """A Markdown table with a line for each group of rows that differ in one key only."""
+    left, top, shown, write = CROSSED[table]
+    heads = list(dict.fromkeys(row[top] for row in content["rows"]))
+    lines: dict[tuple[Any, ...], dict[Any, Any]] = {}
+    for row in content["rows"]:
+        lines.setdefault(tuple(row[key] for key in left), {})[row[top]] = row[shown]
+    text = ["| " + " | ".join([*left, *map(str, heads)]) + " |"]
+    text.append("| " + " | ".join(["---"] * len(left) + ["---:"] * len(heads)) + " |")
+    for key, values in lines.items():
+        cells = [write(values[head]) if head in values else "" for head in heads]
+        text.append("| " + " | ".join([*map(str, key), *cells]) + " |")
+    return "\n".join([*text, "", _provenance(content)]) + "\n"
 
 
 def render(content: dict[str, Any]) -> str:
@@ -77,7 +100,11 @@ def render(content: dict[str, Any]) -> str:
         "| " + " | ".join("---:" if numeric[k] else "---" for k in keys) + " |",
     ]
     lines += ["| " + " | ".join(_cell(k, row.get(k)) for k in keys) + " |" for row in rows]
-    return "\n".join([*lines, "", f"{content['machine']}; {content['date']}; commit {content['commit']}."]) + "\n"
+    return "\n".join([*lines, "", _provenance(content)]) + "\n"
+
+
+def _provenance(content: dict[str, Any]) -> str:
+    return f"{content['machine']}; {content['date']}; commit {content['commit']}."
 
 
 def _cell(key: str, value: Any) -> str:
@@ -97,7 +124,8 @@ def render_page(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         content = json.loads((results / f"{match['name']}.json").read_text())
-        return f"{match[1]}{render(content)}{match[3]}"
+        crossed = match["name"] in CROSSED
+        return f"{match[1]}{render_crossed(content, match['name']) if crossed else render(content)}{match[3]}"
 
     return TABLE.sub(table, text)
 
