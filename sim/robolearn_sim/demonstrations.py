@@ -61,7 +61,7 @@ def demonstrations(
     """Episodes of the seeds ``first_seed``, ``first_seed + 1``, ... in this order, without end. Close the iterator to
     stop the processes.
     """
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=begin_worker)
     pending: deque[Future[Demonstration]] = deque()
     try:
         for seed in count(first_seed):
@@ -76,7 +76,7 @@ _held: dict[str, tuple[World, Expert]] = {}
 """In a worker process: the world it started, and who acts in it."""
 
 
-def _begin_worker() -> None:
+def begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -90,5 +90,5 @@ def _end_with_parent() -> None:
 
 def _work(world: str, options: dict[str, Any], seed: int, noise: float) -> Demonstration:
     if world not in _held:
-        _held[world] = make_world(world, **options), make_expert(world)
+        _held[world] = make_world(world, **options), make_expert(world, task=options.get("task"))
     return demonstrate(*_held[world], seed, noise)
