@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from robolearn.cli.collect import CollectError
 from robolearn.cli.parse import stderr_line
+from robolearn.cli.progress import attempts_bar
 
 if TYPE_CHECKING:
     from robolearn.cli.collect import Collect
@@ -51,7 +51,7 @@ def collect_scripted(options: Collect) -> int:
             noise=options.noise,
             workers=min(options.workers, options.episodes),
         )
-        with closing(attempts), _progress(options.episodes) as show:
+        with closing(attempts), attempts_bar("recording", options.episodes) as show:
             while writer.episodes < options.episodes:
                 demonstration = next(attempts)
                 if demonstration.success:
@@ -87,24 +87,3 @@ def _open(options: Collect, schema: Schema, how: dict[str, Any]) -> DatasetWrite
         begun = ", ".join(f"{k} {v}" for k, v in before.metadata.items())
         raise CollectError(f"{options.out} was begun with other options ({begun}); give the same ones or another path")
     return DatasetWriter.append(options.out)
-
-
-@contextmanager
-def _progress(episodes: int) -> Iterator[Callable[[int, int, int], None]]:
-    """Yields a function that takes the episodes there are, those saved now and those discarded now."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("recording"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("starting the simulator", total=episodes)
-
-        def show(done: int, saved: int, discarded: int) -> None:
-            bar.update(task, completed=done, description=f"{saved} of {saved + discarded} attempts succeeded")
-
-        yield show

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from robolearn.cli.parse import DatasetPath, UsageError, stderr_line
+from robolearn.cli.progress import attempts_bar
 
 if TYPE_CHECKING:
     from robolearn_data.dataset import Dataset
@@ -100,7 +101,7 @@ def generate(options: Generate) -> int | None:
             first_seed=first,
             workers=min(options.workers, options.episodes),
         )
-        with closing(running), _progress(options.episodes) as show:
+        with closing(running), attempts_bar("generating", options.episodes) as show:
             while writer.episodes < options.episodes:
                 attempt = next(running)
                 if attempt.success:
@@ -174,27 +175,6 @@ def _save(writer: DatasetWriter, attempt: Attempt, how: dict[str, Any]) -> None:
             "pushes": attempt.pushes,
         }
     )
-
-
-@contextmanager
-def _progress(episodes: int) -> Iterator[Callable[[int, int, int], None]]:
-    """Yields a function that takes the episodes there are, those saved now and those that failed now."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("generating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("starting the simulator", total=episodes)
-
-        def show(done: int, saved: int, failed: int) -> None:
-            bar.update(task, completed=done, description=f"{saved} of {saved + failed} attempts succeeded")
-
-        yield show
 
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {"generate": (Generate, generate)}

@@ -6,21 +6,17 @@ start with their segments, and ``attempts`` does so in processes. What succeeds 
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, cast
 
 import numpy as np
 
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import UserError
-from robolearn_sim.demonstrations import begin_worker
 from robolearn_sim.generate_segments import Source, Trace, Traits, choose, fit, sources_of, way_between
 from robolearn_sim.manipulation import ManipulationWorld, pose_of, rotation, rotation_of
+from robolearn_sim.workers import in_order
 from robolearn_sim.worlds import WORLDS, make_world
 
 TRAITS: dict[str, Traits] = {
@@ -235,20 +231,8 @@ def attempts(
 ) -> Generator[Attempt, None, None]:
     """Attempts at the seeds ``first_seed``, ``first_seed + 1``, ... in this order, without end. Close the iterator to
     stop the processes."""
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
-        initargs=(world, dict(options), list(sources), recipe),
-    )
-    pending: deque[Future[Attempt]] = deque()
-    try:
-        for seed in count(first_seed):
-            pending.append(pool.submit(_work, seed))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    arguments = (world, dict(options), list(sources), recipe)
+    return in_order(_work, first_seed=first_seed, workers=workers, begin=_begin, arguments=arguments)
 
 
 _job: tuple[ManipulationWorld, list[Source], Recipe] | None = None
@@ -257,7 +241,6 @@ _job: tuple[ManipulationWorld, list[Source], Recipe] | None = None
 
 def _begin(world: str, options: dict[str, Any], sources: list[Source], recipe: Recipe) -> None:
     global _job
-    begin_worker()
     _job = manipulation_world(world, **options), sources, recipe
 
 
