@@ -41,6 +41,7 @@ from robolearn_deploy.wire.messages import (
     reply_message,
 )
 from robolearn_deploy.wire.security import SecurityError, bind, is_loopback, token_matches
+from robolearn_deploy.wire.strangers import Doorstep
 from robolearn_hardware.clock import now_ns
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ class PolicyServer:
         """
         self._loop = asyncio.get_running_loop()
         self._stop_event = stop = asyncio.Event()
-        with self._bind() as bound:
+        self._doorstep = Doorstep(self._bind())
+        with self._doorstep as bound:
             self.port = bound.getsockname()[1]
             await self._run(bound, stop, ready)
 
@@ -229,6 +231,7 @@ class PolicyServer:
             if len(given) != 1 or not token_matches(given[0], self._options.token):
                 self.statistics.refused += 1
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, "the token is missing or wrong\n")
+        self._doorstep.let_in(connection)
         if self._draining or len(self._clients) >= self._options.max_clients:
             self.statistics.refused += 1
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server stops or has too many clients\n")
