@@ -207,9 +207,7 @@ def _check_instruction(options: Deploy, spec: PolicySpec) -> None:
     most = min([INSTRUCTION_BYTES if options.rig is not None else TEXT_BYTES, *sizes])
     given = len(options.instruction.encode(errors="surrogateescape"))
     if given > most:
-        raise UserError(
-            f"--instruction has {given} bytes in UTF-8; at most {most} are possible here, say it shorter"
-        )
+        raise UserError(f"--instruction has {given} bytes in UTF-8; at most {most} are possible here, say it shorter")
 
 
 def _check(options: Deploy) -> None:
