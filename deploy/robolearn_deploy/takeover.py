@@ -134,7 +134,7 @@ class TakeOver:
             if record["twist"].any():  # without, a joint too many would creep
                 self._step(self._ik, self._twist(self._ik, record), since_s)
         if capture_ns > self._capture_ns:
-            self.tracker.measure(capture_ns, self._target)
+            self.tracker.measure(capture_ns, self._target, now_ns)
         self._capture_ns = capture_ns
         if np.isfinite(record["gripper"]):
             self._gripper = float(np.clip(record["gripper"], 0, 1))
