@@ -146,6 +146,36 @@ def test_deploy_drives_lift_in_real_time(checkpoints, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "most"), [(["--world", "pusht"], 512), (["--rig", "hardware/rigs/so101_twin.yaml"], 256)]
+)
+def test_an_instruction_that_is_too_long_is_refused_before_anything_is_started(
+    checkpoints, capsys, monkeypatch: pytest.MonkeyPatch, words: list[str], most: int
+) -> None:
+    for started in ("deploy_rig.run_on_rig", "deploy_world.run_in_world"):
+        monkeypatch.setattr(f"robolearn.cli.{started}", lambda *_: pytest.fail("something was started"))
+    assert main(["deploy", str(checkpoints("pusht")), *words, "--instruction", "ä" * (most // 2 + 1)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"--instruction has {most + 2} bytes" in message
+    assert f"at most {most}" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        (["--world", "pusht"], False),
+        (["--world", "pusht", "--teleop", "page"], True),
+        (["--world", "pusht", "--teleop", "page", "--no-page"], False),
+        (["--rig", "hardware/rigs/so101_twin.yaml"], True),
+        (["--rig", "hardware/rigs/so101_twin.yaml", "--no-page"], False),
+    ],
+)
+def test_a_token_is_for_a_server_or_for_a_page(tmp_path: Path, capsys, words: list[str], fits: bool) -> None:
+    """Where it fits, the next mistake is found: there is no checkpoint."""
+    assert main(["deploy", str(tmp_path / "none"), *words, "--token-file", "token"]) == 2
+    assert ("--token-file is for" in capsys.readouterr().err) is not fits
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--world", "moon"], "there is no world 'moon'"),

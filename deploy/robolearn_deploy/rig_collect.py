@@ -100,8 +100,8 @@ def collect_on_rig(
     assert options.out is not None
     tallies, options, continued = _continue(options, rig, session)
     began = time.monotonic()
-    with opened(rig, None, None, options) as (run, stop_asked):
-        log = run.begin(stop_asked, watcher)
+    with opened(rig, None, None, options, watcher.message) as (run, stop_asked):
+        log = run.begin(watcher)
         course = CollectSession(session, tallies)
         collecting = _Collecting(run, course, log, stop_asked, watcher)
         checks = collecting.warm_up(rig, continued)

@@ -36,6 +36,7 @@ from robolearn_deploy.operator import Command, Operator
 from robolearn_deploy.rig_senses import stop_check
 from robolearn_deploy.rig_streams import INSTRUCTION_BYTES
 from robolearn_deploy.wire.security import server_tls
+from robolearn_deploy.wire.strangers import Doorstep
 from robolearn_deploy.worker import Rendezvous
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.ring import Ring
@@ -142,9 +143,10 @@ class PageServer:
         tls: dict[str, Any] = {}
         if self._tls is not None:
             tls = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": 1}
+        self._doorstep = Doorstep(listening)
         server = serve(
             self._serve_viewer,
-            sock=listening,
+            sock=self._doorstep,
             process_request=self._admit,
             compression=None,
             max_size=MESSAGE_BYTES,
@@ -186,6 +188,7 @@ class PageServer:
         if not self._door.lets_in(request.headers):
             asks = "The token of this robot's dashboard:"
             return _respond(http.HTTPStatus.UNAUTHORIZED, _SIGN_IN.format(asks).encode(), _HTML)
+        self._doorstep.let_in(connection)
         if path == "/socket":
             if not self._door.same_origin(request.headers):
                 return _respond(http.HTTPStatus.FORBIDDEN, b"only the page itself may connect\n")
