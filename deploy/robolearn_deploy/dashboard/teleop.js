@@ -140,12 +140,16 @@ $("cameras").addEventListener("wheel", (event) => {
 
 // ---- keys: those that are held
 
+const ARROWS = { ArrowUp: "KeyW", ArrowLeft: "KeyA", ArrowDown: "KeyS", ArrowRight: "KeyD" };
 const AXES = { KeyA: [0, -1], KeyD: [0, 1], KeyF: [1, -1], KeyR: [1, 1], KeyW: [2, -1], KeyS: [2, 1] };
 const TURNS = { KeyA: [4, 1], KeyD: [4, -1], KeyW: [3, -1], KeyS: [3, 1], KeyF: [3, 1], KeyR: [3, -1] };
 const ROLLS = { KeyQ: [5, 1], KeyE: [5, -1] };
 const GRIPS = { KeyO: 1, KeyC: -1 };
 const keys = new Set();
 let shift = false;
+
+// A slider and a list have a use for the arrows.
+const steers = (event) => typing(event) || (event.code in ARROWS && event.target.matches("input, select"));
 
 const keyboard = {
   read() {
@@ -167,11 +171,11 @@ const keyboard = {
 for (const kind of ["keydown", "keyup"]) {
   document.addEventListener(kind, (event) => {
     shift = event.shiftKey;
-    const known = event.code in AXES || event.code in ROLLS || event.code in GRIPS;
-    if (kind === "keyup") keys.delete(event.code);
-    else if (known && inControl() && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey && !typing(event)) {
-      keys.add(event.code);
-      event.preventDefault();
+    const code = ARROWS[event.code] ?? event.code, known = code in AXES || code in ROLLS || code in GRIPS;
+    if (kind === "keyup") keys.delete(code);
+    else if (known && inControl() && !event.ctrlKey && !event.metaKey && !event.altKey && !steers(event)) {
+      if (!event.repeat) keys.add(code);
+      event.preventDefault(); // arrows would scroll the page
     }
     follow();
   });
@@ -214,8 +218,9 @@ document.addEventListener("hello", () => {
   $("arm").parentElement.hidden = arms().length < 2;
   const planes = Object.values(hello.arms).map((one) => one.plane);
   for (const figure of $("cameras").children) figure.classList.toggle("plane", planes.includes(figure.dataset.camera));
-  const plane = arms().length && arms().every((name) => hello.arms[name].plane);
-  $("settings").hidden = $("how").hidden = Boolean(plane);
+  const flat = arms().length > 0 && arms().every((name) => hello.arms[name].plane);
+  for (const one of document.querySelectorAll("#hands .space")) one.hidden = flat;
+  for (const one of document.querySelectorAll("#hands .flat")) one.hidden = !flat;
   $("stand").querySelector("[value=tool]").hidden = !arms().some((name) => hello.arms[name].tool);
   $("gripper").parentElement.hidden = !hello.names.some((name) => name.endsWith("gripper"));
   grip.value = null;
