@@ -284,9 +284,12 @@ function chart(name) {
   return box;
 }
 
+let drawn = null; // the state that the charts show: what comes 20 times a second need not be drawn 60 times
+
 function drawCharts() {
   requestAnimationFrame(drawCharts);
-  if (document.hidden || !state || !online()) return;
+  if (document.hidden || !state || state === drawn || !online()) return;
+  drawn = state;
   const now = serverNow(), colour = getComputedStyle(document.documentElement);
   [...$("charts").children].forEach((box, joint) => {
     const canvas = box.lastChild, place = canvas.getBoundingClientRect();
