@@ -64,8 +64,9 @@ def immersed(iwer: Path) -> Iterator[tuple[Page, FilledByHand]]:
         page.add_init_script(path=iwer)
         page.add_init_script(HEADSET)
         page.goto(url)
-        page.locator("[data-control=ask]").click()
-        page.locator("#immerse").click()
+        until(lambda: page.evaluate("Boolean(state)"), "the page is there")
+        for button in ("[data-control=ask]", "#immerse"):  # at this size they are not all on the screen
+            page.locator(button).dispatch_event("click")
         until(lambda: page.evaluate("Boolean(headset.activeSession)"), f"the session begins {errors}")
         yield page, filled
         assert errors == []

@@ -22,15 +22,14 @@ from robolearn_data.schema import Schema
 from robolearn_data.world import World, WorldSpec
 from robolearn_deploy import warmup
 from robolearn_deploy.channels import chunk_fields
+from robolearn_deploy.collect_ring import COLLECT_FIELDS, collect_record
 from robolearn_deploy.collect_session import (
-    COLLECT_FIELDS,
     Act,
     CollectSession,
     Inputs,
     SessionOptions,
     Stage,
     Tally,
-    collect_record,
 )
 from robolearn_deploy.dashboard.rings import Phase, RigRings
 from robolearn_deploy.operator import BEAT_FIELDS, Command, Operator, beat

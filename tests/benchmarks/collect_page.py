@@ -66,7 +66,7 @@ class Table:
         from dashboard_bench import until
 
         self.run, self.page = run, page
-        page.locator("[data-control=ask]").click()
+        page.locator("[data-control=ask]").dispatch_event("click")  # wherever it is: VR has a small window
         until(lambda: page.evaluate("inControlNow()"), "in control")
         page.evaluate(NOTE)
         self.offset_ns = self._offset_ns()
@@ -211,7 +211,7 @@ def headset(browser: Any, run: Any, trials: int, iwer: Path) -> list[float | Non
     context.add_init_script(HEADSET)
     table = opened(context, run, pictures=False)
     page = table.page
-    page.locator("#immerse").click()
+    page.locator("#immerse").dispatch_event("click")
     until(lambda: page.evaluate("Boolean(headset.activeSession)"), "VR begins", 60)
     page.evaluate("right.updateButtonValue('squeeze', 1)")
     high = 1.2
