@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
+from dashboard_bench import get
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
@@ -163,8 +166,11 @@ def test_a_person_at_the_page_takes_over_lift_from_a_policy(checkpoints, tmp_pat
         try:
             assert process.stderr is not None
             said = iter(process.stderr.readline, "")
-            host = next(line for line in said if "page: http://" in line).split("://")[1].strip().rstrip("/")
-            with connect(f"ws://{host}/socket", origin=Origin(f"http://{host}"), open_timeout=60) as page:
+            found = urlsplit(next(line for line in said if "page: http://" in line).split("page: ")[1].strip())
+            home = f"http://{found.netloc}"
+            cookie = str(get(home, f"/?{found.query}").headers["Set-Cookie"]).split(";")[0] if found.query else ""
+            how: Any = {"origin": Origin(home), "additional_headers": {"Cookie": cookie}, "open_timeout": 60}
+            with connect(f"ws://{found.netloc}/socket", **how) as page:
                 _take_over(page)
             assert process.wait(120) == 0
         finally:

@@ -259,6 +259,14 @@ def _flat(filled: FilledByHand) -> list[float]:
     return newest(filled)["twist"][:2].tolist()
 
 
+def test_without_a_headset_the_page_says_why_there_is_no_vr(page: Page) -> None:
+    sync_api.expect(page.locator("#vr")).to_contain_text("this browser knows of no headset", timeout=40_000)
+    assert page.locator("#headset").is_hidden()
+    page.evaluate("delete Navigator.prototype.xr")
+    page.evaluate("import('/vr.js?again').then(() => null)")
+    sync_api.expect(page.locator("#vr")).to_contain_text("this browser has no WebXR", timeout=40_000)
+
+
 class Phone:
     """A phone with several fingers and an attitude, by the browser's own protocol."""
 

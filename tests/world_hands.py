@@ -18,8 +18,9 @@ from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.collect_session import CollectSession, SessionOptions, Stage
 from robolearn_deploy.dashboard.access import PageOptions
 from robolearn_deploy.operator import Command, Operator
-from robolearn_deploy.world_collect import SessionReport, WorldMeasured, WorldSession, collect_in_world, recorded_schema
+from robolearn_deploy.world_collect import WorldSession, collect_in_world, recorded_schema
 from robolearn_deploy.world_people import PeopleOptions
+from robolearn_deploy.world_report import SessionReport, WorldMeasured
 from robolearn_deploy.world_teleop import PlanarTarget
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import Intent, Teleoperator

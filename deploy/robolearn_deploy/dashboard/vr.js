@@ -7,8 +7,21 @@ const FAR = 1.6, HIGH = 1.45, WIDE = 1.3; // m: of the panels
 const TRIGGER = 0, SQUEEZE = 1, LOWER = 4, UPPER = 5; // buttons of "xr-standard" controllers
 let session = null, space = null, gl = null, drawing = null, hands = new Map(); // handedness -> reading
 
-navigator.xr?.isSessionSupported("immersive-vr").then((there) => { $("headset").hidden = !there; }, () => {});
-$("immerse").addEventListener("click", () => begin().catch((error) => answer(`VR: ${error.message}`, true)));
+async function whyNot() {
+  if (!isSecureContext) return "not from here: browsers allow it to pages at https alone (--page-self-signed)";
+  if (!navigator.xr) return "not from here: this browser has no WebXR; open this page in the headset's own";
+  const there = await navigator.xr.isSessionSupported("immersive-vr").catch(() => false);
+  return there ? "" : "not from here: this browser knows of no headset; open this page in the headset's own";
+}
+
+whyNot().then((why) => {
+  $("headset").hidden = Boolean(why);
+  $("vr").textContent = why || "“Enter VR”, above";
+});
+$("immerse").addEventListener("click", () => begin().catch((error) => {
+  session?.end().catch(() => {});
+  answer(`VR: ${error.message}`, true);
+}));
 
 async function begin() {
   session = await navigator.xr.requestSession("immersive-vr", { optionalFeatures: [ROOM] });
@@ -158,7 +171,9 @@ function upload(g, d, { canvas, new: at }) {
 function write(d) {
   const c = state?.collect, back = !online() ? "#c81e1e" : c?.stage === "EPISODE" ? "#7f1010" : "#1a1e24";
   const what = !online() ? "Not connected" : c ? `${$("stage").textContent} ${$("clock").textContent}  ${c.episodes} of ${c.goal}: ${c.task}` : (state?.state ?? "").replace("_", "-");
-  const hint = inControl() ? "squeeze: move, trigger: close, A X: start and stop, stick: up success, down failure, B Y: E-STOP" : "Take control on the page first.";
+  const hint = !inControl() ? "Take control on the page first."
+    : ![...session.inputSources].some((input) => input.gripSpace) ? "No controller is here: take one in your hand (a phone in a viewer has none)."
+    : "squeeze: move, trigger: close, A X: start and stop, stick: up success, down failure, B Y: E-STOP";
   if (d.written === back + what + hint) return;
   d.written = back + what + hint;
   const canvas = d.words, g = canvas.getContext("2d");
