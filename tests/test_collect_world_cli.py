@@ -31,6 +31,7 @@ from robolearn_sim.worlds import world_spec
         (["--world", "lift", "--teleop", "so101_leader:twin"], "no arm whose joints could mirror a leader's"),
         (["--world", "mars", "--teleop", "page"], "there is no world 'mars'"),
         (["--world", "pusht", "--teleop", "page", "--episodes", "0"], "--episodes 0 is not possible"),
+        (["--world", "pusht", "--teleop", "page", "--episode-s", "nan"], "--episode-s nan is not possible"),
     ],
 )
 def test_a_mistake_is_one_line_with_what_is_valid(

@@ -16,6 +16,7 @@ COLLECT_FIELDS: dict[str, Field] = {
     "note": (f"S{TEXT_BYTES}", ()),
     "episodes": ("i8", ()),  # in the dataset
     "goal": ("i8", ()),
+    "tasks": ("i8", ()),  # that take turns
     "successes": ("i8", ()),  # in the dataset
     "discarded": ("i8", ()),  # in this session, as are all that follow
     "saved": ("i8", ()),
@@ -40,6 +41,7 @@ def collect_record(session: CollectSession, now_ns: int) -> Mapping[str, object]
         "note": session.note.encode()[:TEXT_BYTES],
         "episodes": session.total,
         "goal": session.options.episodes,
+        "tasks": len(session.options.tasks),
         "successes": session.successes,
         "discarded": session.discarded,
         "saved": session.saved,

@@ -43,7 +43,7 @@ from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_deploy.world_people import SLOTS_S, People, PeopleOptions
 from robolearn_deploy.world_process import DONE_FIELDS, START_FIELDS, WorldHandles, run_world
 from robolearn_deploy.world_report import SessionReport, WorldMeasured
-from robolearn_hardware.clock import now_ns
+from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns
 from robolearn_hardware.machine import Check
 from robolearn_hardware.ring import Field, Ring
 
@@ -52,6 +52,8 @@ WARM_UP_S = 1.0
 """The world is looked at for so long before the session begins."""
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
+MARGIN_NS = SECOND_NS // 3
+"""The world says that an episode is over; the session would, so long after that."""
 SLOW = 0.9
 """A world that makes less than this share of its steps a second is said to be slow."""
 RECORDING = (Stage.EPISODE, Stage.STOPPING, Stage.JUDGING)
@@ -169,7 +171,8 @@ class _Session:
         self._next_done = 0
         self._episode, self._seed = -1, options.seed - 1
         self._there, self._judged = False, -1
-        self._solved = self._again = self._fresh = False
+        self._solved = self._again = self._fresh = self._unsolved = False
+        self._period_ns = period_ns(spec.schema.rate_hz)
         self._slowest_hz: float | None = None
 
     def run(self, stop_asked: Callable[[], bool]) -> SessionReport:
@@ -229,6 +232,9 @@ class _Session:
         return said
 
     def _decide(self, commands: Sequence[Command]) -> None:
+        if self.session.stage is Stage.EPISODE:  # it ends by the world's time, which stands still while nobody moves it
+            left = self._spec.max_steps - self._measured.steps
+            self.session.ends_ns = now_ns() + left * self._period_ns + MARGIN_NS
         inputs = Inputs(
             now_ns=now_ns(),
             commands=commands,
@@ -237,7 +243,10 @@ class _Session:
             driving=self._measured.state is State.TELEOP,
             fault="the e-stop is pressed; release it" if self._measured.state is State.E_STOPPED else "",
         )
-        for act in self.session.tick(inputs):
+        acts = self.session.tick(inputs)
+        if Command.STOP in commands and self._unsolved:
+            self.session.note, self._unsolved = UNSOLVED, False
+        for act in acts:
             try:
                 self._do(act)
             except RecordingError as error:
@@ -297,8 +306,7 @@ class _Session:
             if stage in RECORDING:
                 self._again = command is Command.REDO
                 if command is Command.SUCCESS and not self._solved:
-                    self._watcher.message(UNSOLVED)
-                    command = Command.STOP
+                    command, self._unsolved = Command.STOP, True
             yield command
 
     def _world_says(self) -> Iterator[Command]:

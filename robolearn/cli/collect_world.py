@@ -37,12 +37,11 @@ def collect_in_world_by_person(options: Collect, world: str) -> int:
     from robolearn_sim.worlds import make_world, world_spec
 
     tasks = tasks_of(options) or (world,)
-    world_options = _world_options(options, world, tasks)
-    spec = world_spec(world, **world_options)
     # Nothing has to be set by hand: the next episode begins by itself, and moves when the deadman is held.
     reset_s = 0.0 if options.reset_s is None else options.reset_s
-    # The world ends an episode; the session's own limit is for one that never begins to move.
-    course = SessionOptions(tasks, options.episodes, 60 * options.episode_s, options.countdown_s, reset_s)
+    course = SessionOptions(tasks, options.episodes, options.episode_s, options.countdown_s, reset_s)
+    world_options = _world_options(options, world, tasks)
+    spec = world_spec(world, **world_options)
     how = {"world": world, "teleop": ",".join(options.teleop)}
     make = functools.partial(make_world, world, **world_options)
     with people_of(spec, options.teleop, page_of(options)) as (people, typed):

@@ -22,7 +22,7 @@ def screens(folder: Path, rig: str = "") -> None:
     from dashboard_bench import chromium, collecting_run, until
     from playwright.sync_api import sync_playwright
 
-    rig = rig or (ROOT / "hardware/rigs/so101_scene_twin.yaml").read_text().replace("rate_hz: 30", "rate_hz: 15")
+    rig = rig or (ROOT / "hardware/rigs/so101_scene_twin.yaml").read_text().replace("rate_hz: 30", "rate_hz: 10")
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tasks = ("put the cube into the box", "push the cube to the left")
@@ -46,6 +46,7 @@ def screens(folder: Path, rig: str = "") -> None:
         page.locator("#list li").first.get_by_text("Replay").click()
         until(lambda: page.locator("#curves canvas").count() > 2, "curves", 60)
         page.wait_for_timeout(2500)
+        page.evaluate("document.querySelector('header').style.position = 'static'")  # it would lie across the picture
         page.locator("#episodes").screenshot(path=folder / "collect_episodes.png")
         print(folder / "collect_episodes.png")
         page.close()

@@ -72,6 +72,7 @@ function begin(message) {
   $("cameras").replaceChildren(...hello.cameras.map(cameraFigure));
   $("cameras").hidden = !hello.cameras.length;
   showLink();
+  $("joints").querySelector("h2").firstChild.textContent = hello.units.includes("rad") ? "Joints " : "Action ";
   $("charts").replaceChildren(...hello.names.map(chart));
   document.dispatchEvent(new Event("hello"));
 }
@@ -178,7 +179,7 @@ function press(name) {
   const title = document.querySelector(`[data-do=${name}]`).firstChild.textContent.replace(/: press again$/, "");
   if (name === "END" && performance.now() - armed > 3000) {
     armed = performance.now();
-    return answer("Press “End run” again to end it.");
+    return answer(`Press “${title}” again to end it.`);
   }
   if (!send({ do: name })) return answer(`${title} WAS NOT SENT: not connected`, true);
   pending.set(name, { title, at: performance.now(), done: EFFECT[name] });
@@ -316,7 +317,7 @@ function drawChart(box, joint, now, colour) {
   g.lineWidth = 1;
   for (const share of [0.1, 0.5, 0.9]) {
     const v = low + share * (high - low);
-    g.fillText(v.toFixed(2), left - 5, y(v) + 4);
+    g.fillText(v.toFixed(Math.abs(v) < 100 ? 2 : 0), left - 5, y(v) + 4);
     g.beginPath(); g.moveTo(left, y(v)); g.lineTo(width, y(v)); g.stroke();
   }
   g.strokeStyle = colour("soft");

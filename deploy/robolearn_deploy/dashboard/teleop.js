@@ -4,6 +4,7 @@
 const SEND_MS = 15; // between two messages; the robot's process takes 300 a second of everything
 const TURN_RAD = 3; // of a drag across a picture's whole width
 const WHEEL = 1 / 2000; // picture widths per pixel of the wheel
+const LATE_MS = 3000; // it is said so long that a reading came too late
 const GRIPPER_S = 1; // from closed to open, by key or trigger
 
 export const inControl = () => Boolean(state && hello && state.control.holder === hello.viewer);
@@ -241,16 +242,20 @@ document.addEventListener("state", () => {
   $("moving").textContent = arms().length ? motion(mine) : "";
 });
 
+let late = { count: 0, at: -Infinity }; // readings that came too late, and performance.now() of the newest
+
 const HANDS = { rate: "keys or sticks", drag: "the pointer", phone: "the phone", hand: "a controller", point: "the pointer" };
 
 function motion(mine) {
   const { hands, refused } = state.teleop, moving = Object.entries(hands);
-  const counts = Object.entries(refused).map(([why, n]) => `${why} ${n}`).join(", ");
-  const tail = counts ? ` Refused readings: ${counts}.` : "";
+  const count = refused["too old"] ?? 0;
+  if (count !== late.count) late = { count, at: count > late.count ? performance.now() : -Infinity };
+  const lately = performance.now() - late.at < LATE_MS;
+  const tail = lately ? " Some of it comes too late and is not followed: is this computer or its network busy?" : "";
   if (moving.some(([, how]) => how === "jump")) return `The hand has jumped and is not followed: let go and take it again.${tail}`;
-  if (moving.length) return `Moved by ${moving.map(([arm, how]) => `${HANDS[how]} (${arm})`).join(", ")}.${tail}`;
-  if (!mine) return `Take control to move the arm.${tail}`;
-  const follows = state.state === "TELEOP" || Object.values(hello.arms).some((one) => one.plane);
-  const when = state.collect ? "The arm follows in an episode." : "The arm follows once you press “Take over”.";
-  return (follows ? "The arm waits for your hand." : when) + tail;
+  const which = (arm) => (arms().length > 1 ? ` (${arm})` : "");
+  if (moving.length) return `Moved by ${moving.map(([arm, how]) => HANDS[how] + which(arm)).join(", ")}.${tail}`;
+  if (!mine) return `Take control to move the robot.${tail}`;
+  const when = state.collect ? "The robot follows your hand in an episode." : "The robot follows your hand once you press “Take over”.";
+  return (state.state === "TELEOP" ? "The robot waits for your hand." : when) + tail;
 }
