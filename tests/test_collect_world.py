@@ -43,7 +43,7 @@ def test_episodes_begin_with_the_deadman_and_replay_bit_for_bit_from_their_seeds
         deadman.touch()
         held.until_stage(Stage.JUDGING)  # the world's steps are over and it is not solved
         held.tell(Command.SUCCESS)  # which only the world can say
-        held.until(lambda: held.messages, "the success is refused")
+        held.until(lambda: "does not count it as solved" in held.note, "the success is refused")
         held.tell(Command.REDO)
         held.until_stage(Stage.EPISODE)
         held.until_stage(Stage.JUDGING)

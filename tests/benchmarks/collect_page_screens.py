@@ -46,7 +46,9 @@ def screens(folder: Path, rig: str = "") -> None:
         page.locator("#list li").first.get_by_text("Replay").click()
         until(lambda: page.locator("#curves canvas").count() > 2, "curves", 60)
         page.wait_for_timeout(2500)
+        page.set_viewport_size({"width": DESK["width"], "height": 1500})  # all of it, without scrolling
         page.evaluate("document.querySelector('header').style.position = 'static'")  # it would lie across the picture
+        page.wait_for_timeout(1000)
         page.locator("#episodes").screenshot(path=folder / "collect_episodes.png")
         print(folder / "collect_episodes.png")
         page.close()

@@ -22,6 +22,7 @@ document.addEventListener("state", () => {
   if ($("verdicts").parentElement !== $("collect")) $("collect").append($("verdicts"));
   $("verdicts").querySelector("[data-do=END]").textContent = "End session";
   document.body.dataset.stage = c.stage;
+  if (state.cause?.startsWith("paused by a person") && c.stage !== "EPISODE") $("cause").textContent = "between episodes"; // the session's pause
   $("stage").textContent = STAGES[c.stage];
   const left = c.ends === null ? null : Math.max(0, (c.ends - serverNow()) / 1000);
   $("clock").textContent = left === null || c.stage === "RETURNING" || c.stage === "STOPPING" ? "" : c.stage === "COUNTDOWN" ? Math.ceil(left) : `${left.toFixed(0)} s`;

@@ -227,6 +227,7 @@ document.addEventListener("hello", () => {
   grip.value = null;
   $("gripper").nextElementSibling.textContent = "stays";
   held.clear();
+  late = { count: null, at: -Infinity };
 });
 
 document.addEventListener("state", () => {
@@ -242,14 +243,14 @@ document.addEventListener("state", () => {
   $("moving").textContent = arms().length ? motion(mine) : "";
 });
 
-let late = { count: 0, at: -Infinity }; // readings that came too late, and performance.now() of the newest
+let late = { count: null, at: -Infinity }; // readings that came too late, and performance.now() of the newest
 
 const HANDS = { rate: "keys or sticks", drag: "the pointer", phone: "the phone", hand: "a controller", point: "the pointer" };
 
 function motion(mine) {
   const { hands, refused } = state.teleop, moving = Object.entries(hands);
   const count = refused["too old"] ?? 0;
-  if (count !== late.count) late = { count, at: count > late.count ? performance.now() : -Infinity };
+  if (count !== late.count) late = { count, at: late.count === null ? -Infinity : performance.now() };
   const lately = performance.now() - late.at < LATE_MS;
   const tail = lately ? " Some of it comes too late and is not followed: is this computer or its network busy?" : "";
   if (moving.some(([, how]) => how === "jump")) return `The hand has jumped and is not followed: let go and take it again.${tail}`;
