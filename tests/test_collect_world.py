@@ -155,7 +155,7 @@ def test_a_world_that_is_slower_than_real_time_is_said_to_be_with_the_rate_it_ke
         held.until(lambda: held.saved == 1, "it is saved")
         report = held.end()
     assert report.rate_reached_hz is not None
-    assert 1 < report.rate_reached_hz < 1 / 0.15
+    assert 1 < report.rate_reached_hz < 8
     assert any("steps a second of 10, slower than real time" in line for line in held.messages)
     assert f"{report.rate_reached_hz:.1f} of 10 Hz kept" in str(report)
 
