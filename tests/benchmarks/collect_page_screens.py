@@ -31,6 +31,7 @@ def screens(folder: Path, rig: str = "") -> None:
             executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport=DESK)  # pyright: ignore[reportArgumentType]
+        page.set_default_timeout(120_000)
         page.goto(run.url)
         page.locator("[data-control=ask]").click()
         until(lambda: page.evaluate("[...pictures.values()].every((p) => p.at !== null)"), "pictures", 90)
@@ -54,6 +55,7 @@ def screens(folder: Path, rig: str = "") -> None:
         page.close()
         context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)  # pyright: ignore[reportArgumentType]
         small = context.new_page()
+        small.set_default_timeout(120_000)
         small.goto(run.url)
         small.locator("[data-control=ask]").click()
         until(lambda: small.evaluate("[...pictures.values()].every((p) => p.at !== null)"), "pictures", 90)
