@@ -28,7 +28,7 @@ from robolearn.policies.spec import PolicySpec
 from robolearn_data.dataset import DatasetError
 from robolearn_data.schema import read_text
 from robolearn_deploy.channels import chunk_fields
-from robolearn_deploy.collect_session import COLLECT_FIELDS
+from robolearn_deploy.collect_ring import COLLECT_FIELDS
 from robolearn_deploy.dashboard.access import address, listen
 from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageArm, Phase, RigRings, units_of
 from robolearn_deploy.dashboard.server import run_page

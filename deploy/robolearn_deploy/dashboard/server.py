@@ -41,8 +41,10 @@ from robolearn_deploy.worker import Rendezvous
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.ring import Ring
 
-STATE_S, PICTURE_S, FIGURES_S = 1 / 20, 1 / 15, 1 / 2
-"""Between two messages to a viewer."""
+STATE_S, PICTURE_S, FIGURES_S = 1 / 20, 0.06, 1 / 2
+"""Between two messages to a viewer, at the least: of a camera with 30 pictures a second it gets every other one."""
+LOOK_S = 0.01
+"""A picture is sent so soon after it came, where it is sent at all."""
 AHEAD = 10
 """Messages of state that a viewer may not have confirmed; then it is skipped until it has."""
 MESSAGES_PER_S = 300
@@ -259,12 +261,14 @@ class PageServer:
             await viewer.send(message)
 
     async def _send_pictures(self, viewer: _Viewer) -> None:
-        async for _ in _every(PICTURE_S):
+        due = dict.fromkeys(self._view.rings.cameras, 0.0)
+        async for now in _every(LOOK_S):
             for camera in viewer.looks - viewer.owes:
-                found = self._view.picture(camera, viewer.pictures.get(camera, -1))
-                if found is not None:
-                    viewer.pictures[camera], message = found
+                newer = self._view.picture(camera, viewer.pictures.get(camera, -1)) if now >= due[camera] else None
+                if newer is not None:
+                    viewer.pictures[camera], message = newer
                     viewer.owes.add(camera)
+                    due[camera] = now + PICTURE_S
                     await viewer.send(message)
 
     async def _listen(self, viewer: _Viewer) -> None:
