@@ -161,13 +161,13 @@ def test_a_world_that_is_slower_than_real_time_is_said_to_be_with_the_rate_it_ke
 
 
 def test_the_rate_of_an_episode_counts_what_was_stepped_without_its_pauses() -> None:
-    measured, record = WorldMeasured(), np.zeros((), _dtype(DONE_FIELDS))
+    measured, record = WorldMeasured(), np.zeros(1, _dtype(DONE_FIELDS))[0]
     measured.begin()
     for due_ms, steps in [(0, 0), (100, 1), (200, 2), (400, 3), (500, 3), (9000, 4), (9100, 5)]:
         moved = steps > measured.steps
         for name, value in {"due_ns": due_ms * 10**6, "steps": steps, "step_ns": moved}.items():
             record[name] = value
-        measured.take(record[()], mine=True)
+        measured.take(record, mine=True)
     assert measured.rate_hz == pytest.approx(3 / 0.4)  # 100 to 200, 200 to 400, 9000 to 9100
 
 
