@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from robolearn.cli.parse import UsageError, parse
-from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS
+from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name
 from robolearn.training.config import PRESETS, Images, TrainConfig, load_config
 
 
@@ -36,8 +36,8 @@ class Options:
     """Dataset folders or URLs (see `robolearn data info`)."""
     out: Path = Path("runs/train")
     """Run folder."""
-    policy: Literal["flow", "diffusion"] = "flow"
-    """Objective: flow matching, or denoising diffusion."""
+    policy: PolicyName = "flow"
+    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, or plain regression."""
     trunk: Literal["unet1d", "transformer"] = "unet1d"
     """Network that predicts the chunk."""
     preset: Literal["pusht-state", "pusht-image", "lift-state"] | None = None
@@ -79,14 +79,14 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
     else:
         start = PRESETS[chosen.preset]() if chosen.preset else TrainConfig()
     policy: dict[str, Any] = {}
-    if chosen.policy and chosen.policy != start.policy.objective.kind:
+    if chosen.policy and chosen.policy != policy_name(start.policy):
         policy["objective"] = POLICIES[chosen.policy]().objective
     if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
         policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
     start = replace(start, policy=replace(start.policy, **policy))
     default = Options(
         datasets=tyro.MISSING,
-        policy=start.policy.objective.kind,
+        policy=policy_name(start.policy),
         trunk=start.policy.trunk.kind,
         train=start,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Discriminator
 
@@ -15,10 +15,12 @@ from robolearn.policies.encoders import EncoderConfig
 from robolearn.policies.normalise import Normalisation
 from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.objectives.flow import FlowConfig
+from robolearn.policies.objectives.meanflow import MeanFlowConfig
+from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 
-ObjectiveConfig = Annotated[FlowConfig | DiffusionConfig, Discriminator("kind")]
+ObjectiveConfig = Annotated[FlowConfig | DiffusionConfig | MeanFlowConfig | RegressionConfig, Discriminator("kind")]
 TrunkConfig = Annotated[UNet1dConfig | TransformerConfig, Discriminator("kind")]
 
 
@@ -40,11 +42,23 @@ class PolicyConfig:
     """Count the repeated actions beyond an episode's end in the loss (right for absolute targets: hold the last)."""
 
 
-POLICIES: dict[str, Callable[[], PolicyConfig]] = {
+PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression"]
+
+POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
     "flow": lambda: PolicyConfig(objective=FlowConfig()),
     "diffusion": lambda: PolicyConfig(objective=DiffusionConfig()),
+    "meanflow": lambda: PolicyConfig(objective=MeanFlowConfig()),
+    "act": lambda: PolicyConfig(RegressionConfig(error="absolute", latent=32), TransformerConfig(), horizon=100),
+    "regression": lambda: PolicyConfig(objective=RegressionConfig()),
 }
 """`--policy NAME` -> its configuration, which further options change."""
+
+
+def policy_name(config: PolicyConfig) -> PolicyName:
+    """The name in ``POLICIES`` that ``config`` comes from."""
+    objective = config.objective
+    return "act" if isinstance(objective, RegressionConfig) and objective.latent else objective.kind
+
 
 TRUNK_DEFAULTS: dict[str, Callable[[], TrunkConfig]] = {"unet1d": UNet1dConfig, "transformer": TransformerConfig}
 """`--trunk NAME` -> its configuration."""

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robolearn.policies.config import PolicyConfig
-from robolearn.policies.contracts import Batch, Context, Draws, Losses, Prior
+from robolearn.policies.contracts import Batch, Context, Draws, Losses, Network, Objective, Prior
 from robolearn.policies.encoders import ObservationEncoder
 from robolearn.policies.guidance import PriorError, leading, with_prior
 from robolearn.policies.normalise import VectorNormaliser
 from robolearn.policies.objectives.diffusion import Diffusion, DiffusionConfig
 from robolearn.policies.objectives.flow import Flow, FlowConfig
+from robolearn.policies.objectives.meanflow import MeanFlow, MeanFlowConfig
+from robolearn.policies.objectives.regression import Regression, RegressionConfig
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.trunks.transformer import Transformer
 from robolearn.policies.trunks.unet1d import UNet1d
 from robolearn_data.statistics import StreamStatistics
 
 TRUNKS = {"unet1d": UNet1d, "transformer": Transformer}
-"""A trunk is built from (action components, context tokens, token width, its configuration)."""
+"""A trunk is built from (action components, context tokens, token width, its configuration), and ``spans``."""
 
-OBJECTIVES = {"flow": Flow, "diffusion": Diffusion}
-"""An objective is built from its configuration."""
+OBJECTIVES: dict[str, Callable[[Any, int, int], Objective]] = {
+    "flow": lambda config, horizon, actions: Flow(config),
+    "diffusion": lambda config, horizon, actions: Diffusion(config),
+    "meanflow": lambda config, horizon, actions: MeanFlow(config),
+    "regression": Regression,
+}
+"""An objective is built from (its configuration, actions in a chunk, components of an action)."""
 
 
 class Policy(nn.Module):
@@ -35,14 +44,16 @@ class Policy(nn.Module):
         self.statistics = dict(statistics)
         self.config = config
         self.encoder = ObservationEncoder(spec, statistics, config.normalisation, config.encoder)
-        self.trunk = TRUNKS[config.trunk.kind](spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk)
         prefix, block = config.objective.prefix, config.objective.streaming
         if min(prefix, block) < 0 or prefix + max(block, 1) > spec.horizon:
             raise SpecError(
                 f"a prefix of {prefix} given actions and a streaming block of {block} do not fit a horizon of "
                 f"{spec.horizon}: neither may be negative, and one action at least must be left to predict"
             )
-        self.objective = OBJECTIVES[config.objective.kind](config.objective)
+        self.objective = OBJECTIVES[config.objective.kind](config.objective, spec.horizon, spec.action.size)
+        self.trunk = TRUNKS[config.trunk.kind](
+            spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk, spans=self.objective.spans
+        )
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
 
     @property
@@ -62,7 +73,7 @@ class Policy(nn.Module):
         return self.loss(batch, draws=draws, weight=weight)
 
     def loss(self, batch: Batch, *, draws: Draws | None = None, weight: Tensor | None = None) -> Losses:
-        """Squared error of the objective's prediction over the actions of each window that are not padding.
+        """The objective's terms, meant over the actions of each window that are not padding.
 
         Actions that the draws give clean (time 1) do not count either.
 
@@ -72,19 +83,28 @@ class Policy(nn.Module):
         """
         draws = self.draw(len(batch.action)) if draws is None else draws
         draws = {name: value.to(self.device) for name, value in draws.items()}
-        x, target = self.objective.corrupt(self.action(batch.action), draws)
-        output = self.trunk(x, draws["time"], self.encode(batch.observation))
-        error_BT = (output.float() - target).square().mean(-1)
         learned_BT = draws["time"] < 1  # what is given clean is not learned
         if not self.config.learn_padding:
             learned_BT = learned_BT & ~batch.is_pad
-        learned_BT = learned_BT.float().expand_as(error_BT)
-        loss = (error_BT * learned_BT).sum(1) / learned_BT.sum(1).clamp(min=1)
-        return Losses({self.config.objective.kind: loss if weight is None else loss * weight})
+        learned_BT = learned_BT.float().expand(batch.is_pad.shape)
+        network = self.network(self.encode(batch.observation))
+        terms = self.objective.losses(network, self.action(batch.action), draws)
+        for name, term in terms.items():
+            if term.ndim == 2:
+                term = (term * learned_BT).sum(1) / learned_BT.sum(1).clamp(min=1)
+            terms[name] = term if weight is None else term * weight
+        return Losses(terms)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
         """Stream -> (B, O, *stream.shape), physical units; images 0..255."""
         return self.encoder(observation)
+
+    def network(self, context: Context) -> Network:
+        """The trunk with a context."""
+        return functools.partial(self._predict, context)
+
+    def _predict(self, context: Context, x: Tensor, t: Tensor, **more: Any) -> Tensor:
+        return self.trunk(x, t, context, **more)
 
     def denoise(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
         """Estimate of the clean chunk behind ``x``, both (B, T, A) in normalised units.
@@ -92,7 +112,7 @@ class Policy(nn.Module):
         Args:
             t: (B, 1) or (B, T), time of each token from 0 (noise) to 1 (clean).
         """
-        return self.objective.clean(self.trunk(x, t, context), x, t)
+        return self.objective.clean(self.network(context), x, t)
 
     def sample(
         self, context: Context, *, noise: Tensor | None = None, steps: int | None = None, prior: Prior | None = None
@@ -146,3 +166,7 @@ def sampler_of(config: PolicyConfig) -> str:
             return f"ddim-{steps or 10}"
         case DiffusionConfig(steps=steps, levels=levels):
             return f"ddpm-{steps or levels}"
+        case MeanFlowConfig(steps=steps):
+            return f"meanflow-{steps}"
+        case RegressionConfig(latent=latent, error=error):
+            return "act" if latent else {"squared": "mse", "absolute": "mae"}[error]
