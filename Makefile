@@ -10,7 +10,7 @@ READY := .venv/.ready
 export SDL_VIDEODRIVER := dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-lerobot test-openpi franka-sim test-franka lint check format clean
+.PHONY: help setup demo test test-lerobot test-openpi test-webxr franka-sim test-franka lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ $(OPENPI)/.ready:
 	"$(PYTHON)" -m venv $(OPENPI)
 	$(OPENPI)/bin/python -m pip install 'openpi-client==0.1.2' typing_extensions
 	touch $@
+
+test-webxr: $(READY)  ## a VR controller in the page, by an emulated headset that npm fetches
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/test_deploy_page_webxr.py
 
 FRANKA_SIM := .venv-franka-sim
 

@@ -20,13 +20,15 @@ from rig_fakes import SinePolicy, spec_of
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import Stream
 from robolearn_deploy.channels import chunk_fields
+from robolearn_deploy.collect_session import COLLECT_FIELDS, CollectSession, SessionOptions, collect_record
 from robolearn_deploy.dashboard.access import PageOptions, address, listen
-from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, RigRings
+from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageArm, Plane, RigRings
 from robolearn_deploy.dashboard.server import run_page
 from robolearn_deploy.driven_arm import ServoOptions
 from robolearn_deploy.inference import Reply, Request
 from robolearn_deploy.operator import COMMAND_FIELDS, Command, Operator
 from robolearn_deploy.recorder import sample_fields
+from robolearn_deploy.rig_collect import CollectReport, collect_on_rig
 from robolearn_deploy.rig_log import RigMeasured, RigReport
 from robolearn_deploy.rig_options import RigOptions
 from robolearn_deploy.rig_runtime import run_rig
@@ -34,6 +36,7 @@ from robolearn_deploy.rig_senses import SESSION_FIELDS
 from robolearn_deploy.rig_streams import INSTRUCTION_BYTES, RigLayout
 from robolearn_deploy.servo_process import tick_fields
 from robolearn_deploy.stall import State
+from robolearn_deploy.takeover import intent_fields
 from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.rig import Rig, load_rig, with_twins
@@ -99,10 +102,11 @@ class Running:
             self._failed = error
             raise
 
-    def started(self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int]) -> None:
+    def started(
+        self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int], rings: RigRings
+    ) -> None:
         self._operator, self.pids = operator, dict(pids)
-        run = instruct.__self__  # type: ignore[attr-defined]
-        self.ticks, self.instruction = Ring.attach(run.ticks.handle), Ring.attach(run.instruction.handle)
+        self.ticks, self.instruction = Ring.attach(rings.ticks), Ring.attach(rings.instruction)
         self._begun.set()
 
     def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None: ...
@@ -139,6 +143,74 @@ class Running:
             ring.close()
 
 
+class CollectRun:
+    """A session on a rig whose arm is moved from the page, in a thread of the test; a ``CollectWatcher``."""
+
+    def __init__(self, rig_file: Path, out: Path, *, fifo: bool = False, **session: Any) -> None:
+        self.out, self.messages = out, []
+        self.report: CollectReport | None = None
+        self._failed: BaseException | None = None
+        self._session = SessionOptions(**{"tasks": ("push the block",), "episodes": 3, "countdown_s": 0.5, **session})
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(rig_file, fifo), daemon=True)
+        self._thread.start()
+        until(lambda: self._begun.is_set() or not self._thread.is_alive(), "the session begins", 120)
+        if not self._begun.is_set():
+            raise AssertionError("the session did not begin") from self._failed
+        self.url = next(m for m in self.messages if m.startswith("dashboard: ")).removeprefix("dashboard: ")
+
+    def _run(self, rig_file: Path, fifo: bool) -> None:
+        try:
+            with with_twins(load_rig(rig_file)) as (rig, _):
+                (arm,) = rig.arms
+                servo, page = ServoOptions(fifo=fifo), PageOptions(port=0)
+                options = RigOptions(3600.0, teleoperators={"page": arm}, servo=servo, out=self.out, page=page)
+                self.report = collect_on_rig(rig, options, self._session, self, check=False)
+        except BaseException as error:
+            self._failed = error
+            raise
+
+    def started(
+        self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int], rings: RigRings
+    ) -> None:
+        self._operator, self.pids = operator, dict(pids)
+        self.ticks = Ring.attach(rings.ticks)
+        self.intents = Ring.attach(next(iter(rings.arms.values())).intents)
+
+    def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None: ...
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def checked(self, checks: Any) -> None: ...
+
+    def session(self, session: CollectSession, now_ns: int) -> None:
+        self.stage = session.stage.name
+        self._begun.set()
+
+    def tick(self) -> np.void:
+        """The newest."""
+        found = self.ticks.newest()
+        assert found is not None
+        return found[1]
+
+    def end(self) -> None:
+        self._operator.tell(Command.END)
+        self._thread.join(60)
+        for ring in (self.ticks, self.intents):
+            ring.close()
+
+
+@contextmanager
+def collecting_run(folder: Path, rig: str = SIMULATED, **how: Any) -> Iterator[CollectRun]:
+    (folder / "rig.yaml").write_text(rig)
+    run = CollectRun(folder / "rig.yaml", folder / "out.zarr", **how)
+    try:
+        yield run
+    finally:
+        run.end()
+
+
 def vector_names(rig: Rig) -> tuple[str, ...]:
     """Of the components of the vector of a rig with one arm."""
     (name,) = rig.arms
@@ -160,7 +232,18 @@ class FilledByHand:
 
     SIZE, HORIZON, PICTURE = 3, 8, (48, 64, 3)
 
-    def __init__(self, stack: ExitStack, *, teleoperators: bool = False) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        *,
+        teleoperators: bool = False,
+        driven: bool = False,
+        plane: Plane | None = None,
+        collecting: bool = False,
+        dataset: Path | None = None,
+    ) -> None:
+        """``driven``: its arm is moved from the page. ``collecting``: there are a session and forces."""
+
         def ring(fields: Mapping[str, Field], slots: int = 64) -> Ring:
             return stack.enter_context(Ring.create(fields, slots))
 
@@ -171,9 +254,13 @@ class FilledByHand:
         self.instruction = ring(sample_fields(Stream((INSTRUCTION_BYTES,), "uint8", "text", rate_hz=1.0)))
         self.commands, self.notes = ring(COMMAND_FIELDS), ring(NOTE_FIELDS)
         self.progress, self.session = ring(PROGRESS_FIELDS), ring(SESSION_FIELDS)
+        self.intents, self.collect = ring(intent_fields(2), 1024), ring(COLLECT_FIELDS)
+        wrench, touch = Stream((6,), rate_hz=1000.0, unit="N"), Stream((4, 4), rate_hz=100.0)
+        self.wrench, self.touch = ring(sample_fields(wrench), 4096), ring(sample_fields(touch), 4096)
         self.rings = RigRings(
             "by hand",
             names,
+            ("rad",) * len(names),
             100.0,
             {"front": self.camera.handle},
             self.ticks.handle,
@@ -184,6 +271,10 @@ class FilledByHand:
             self.progress.handle,
             self.session.handle,
             teleoperators,
+            {"arm": PageArm(self.intents.handle, 2, plane=plane)} if driven or plane else {},
+            {"wrench": self.wrench.handle, "touch": self.touch.handle} if collecting else {},
+            dataset,
+            self.collect.handle if collecting else None,
         )
 
     def tick(self, **values: Any) -> None:
@@ -198,17 +289,27 @@ class FilledByHand:
         picture = np.full(self.PICTURE, value, np.uint8)
         self.camera.publish({"capture_ns": now, "received_ns": now, "value": picture})
 
+    def session_is(self, session: CollectSession) -> None:
+        self.collect.publish(collect_record(session, now_ns()))
+
     def told(self) -> list[Command]:
         """The commands that came from the page."""
         return [Command(int(record["command"])) for _, record in self.commands.since(0)]
 
 
 @contextmanager
-def page_by_hand(**options: Any) -> Iterator[tuple[FilledByHand, str, Worker]]:
+def page_by_hand(
+    *,
+    driven: bool = False,
+    plane: Plane | None = None,
+    collecting: bool = False,
+    dataset: Path | None = None,
+    **options: Any,
+) -> Iterator[tuple[FilledByHand, str, Worker]]:
     """(rings, address of the page, its process)"""
     chosen = PageOptions(**{"port": 0, **options})
     with ExitStack() as stack:
-        filled = FilledByHand(stack)
+        filled = FilledByHand(stack, driven=driven, plane=plane, collecting=collecting, dataset=dataset)
         with listen(chosen) as listening:
             url = address(listening, chosen)
             worker = Worker("page", run_page, filled.rings, chosen, listening)

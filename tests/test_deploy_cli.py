@@ -155,6 +155,8 @@ def test_deploy_drives_lift_in_real_time(checkpoints, tmp_path: Path) -> None:
         (["--world", "pusht", "--replan", "16"], "16 steps between chunks are more than the 15 actions"),
         (["--world", "pusht", "--scheduler", "fast"], "there is no scheduler 'fast'; valid: sync, naive"),
         (["--world", "pusht", "--out", "."], ". exists"),
+        (["--world", "pusht", "--rig", "rig.yaml"], "in one place, not several"),
+        (["--world", "pusht", "--policy", "ws://localhost:1"], "two policies are named"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(checkpoints, capsys, words: list[str], message: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import dataclasses
+import functools
 import json
 import math
 import re
@@ -15,26 +18,35 @@ from contextlib import ExitStack
 from http import HTTPStatus
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dashboard_bench import FilledByHand, get, page_by_hand, until
+from dashboard_bench import ARM_ALONE, FilledByHand, get, page_by_hand, until
+from rig_fakes import SinePolicy, spec_of
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from robolearn.cli.deploy_rig import _Terminal
 from robolearn_data.schema import read_text
 from robolearn_deploy.channels import chunk_record
 from robolearn_deploy.chunks import Chunk
-from robolearn_deploy.dashboard.access import COOKIE, Door, PageError, PageOptions, listen
+from robolearn_deploy.dashboard import server as page_server
+from robolearn_deploy.dashboard.access import COOKIE, Door, PageError, PageOptions, address, listen
 from robolearn_deploy.dashboard.server import AHEAD, MESSAGE_BYTES, MESSAGES_PER_S
 from robolearn_deploy.dashboard.view import LATENESS_MS, RigView
 from robolearn_deploy.limiter import Reason, Verdict
 from robolearn_deploy.operator import Command
+from robolearn_deploy.rig_options import RigOptions
+from robolearn_deploy.rig_runtime import run_rig
 from robolearn_deploy.stall import State
+from robolearn_deploy.wire.certificates import machine_addresses
+from robolearn_deploy.wire.security import SecurityError
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import Condition
+from robolearn_hardware.rig import load_rig
 
 TOKEN = "correct-horse"
 
@@ -115,6 +127,35 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         listen(PageOptions(port=taken.getsockname()[1]))
 
 
+def test_the_port_of_the_page_is_looked_at_before_any_device_is(tmp_path: Path) -> None:
+    camera = "cameras: {front: {kind: mjpeg, url: 'http://127.0.0.1:1/', width: 64, height: 48, rate_hz: 20}}\n"
+    (tmp_path / "rig.yaml").write_text(ARM_ALONE + camera)
+    rig, spec = load_rig(tmp_path / "rig.yaml"), spec_of(("joint1",))
+    with listen(PageOptions(port=0)) as taken:
+        options = RigOptions(1.0, out=tmp_path / "run.zarr", page=PageOptions(port=taken.getsockname()[1]))
+        with pytest.raises(PageError, match="another --page-port"):
+            run_rig(rig, functools.partial(SinePolicy, spec), spec, options)
+    options = RigOptions(1.0, page=PageOptions(port=0, tls=(tmp_path / "none.pem", tmp_path / "none.pem")))
+    with pytest.raises(SecurityError, match="cannot be used for TLS"):
+        run_rig(rig, functools.partial(SinePolicy, spec), spec, options)
+
+
+def test_the_address_can_be_opened_from_elsewhere_and_holds_the_token_only_if_that_is_asked_for() -> None:
+    options = PageOptions(host="0.0.0.0", port=0, token="a+b/c")
+    with listen(options) as listening:
+        port = listening.getsockname()[1]
+        host = (machine_addresses() or ["localhost"])[0]
+        assert address(listening, options) == f"http://{host}:{port}/"
+        shown = dataclasses.replace(options, show_token=True, tls=(Path("certificate"), Path("key")))
+        assert address(listening, shown) == f"https://{host}:{port}/?token=a%2Bb%2Fc"
+
+
+def test_what_viewers_write_is_no_markup_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "viewer 1 (::1): instruction 'put [/red] into [bold]the box[/bold] " + 100 * "and wait " + "'"
+    _Terminal(1.0).message(said)
+    assert capsys.readouterr().err == f"robolearn: {said}\n"
+
+
 @pytest.mark.parametrize(
     "host",
     [
@@ -179,7 +220,8 @@ def test_no_websocket_without_the_cookie_and_one_with_it(guarded: str) -> None:
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
     assert TOKEN not in cookie
     (name_value, *_) = cookie.split(";")
-    assert get(guarded, Cookie=name_value).status == HTTPStatus.OK
+    for cookies in (name_value, f'of another page[0]={{"x": 1, é}}; {name_value}; more'):
+        assert get(guarded, Cookie=cookies).status == HTTPStatus.OK
     with viewer(guarded, Cookie=name_value) as connection:
         assert json.loads(connection.recv(timeout=20))["kind"] == "hello"
     with pytest.raises(InvalidStatus) as refused:
@@ -263,8 +305,8 @@ def test_one_viewer_too_many_is_told_so() -> None:
 # ---- who waits for whom
 
 
-def test_a_viewer_that_never_reads_does_not_stop_another(page: tuple[FilledByHand, str]) -> None:
-    filled, url = page
+def never_reads(url: str, *said: bytes) -> socket.socket:
+    """A viewer by hand, who says this and then leaves what he is sent where it is."""
     host, port = url.removeprefix("http://").rstrip("/").split(":")
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -272,8 +314,37 @@ def test_a_viewer_that_never_reads_does_not_stop_another(page: tuple[FilledByHan
     key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
     upgrade = f"Host: {host}:{port}\r\nOrigin: {url.rstrip('/')}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}"
     deaf.sendall(f"GET /socket HTTP/1.1\r\n{upgrade}\r\n\r\n".encode())
-    payload = b'{"look":["front"]}'
-    deaf.sendall(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+    for payload in said:
+        deaf.sendall(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)
+    return deaf
+
+
+def test_a_viewer_that_confirms_what_it_never_reads_is_hung_up_on(
+    rings: FilledByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_server, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(page_server, "STATE_S", 0.002)  # the connection is full before the first ping
+    options, stop = PageOptions(port=0), threading.Event()
+    with listen(options) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is sent and not read soon fills it
+        server = page_server.PageServer(rings.rings, options)
+        serving = threading.Thread(target=lambda: asyncio.run(server.run(listening, stop.is_set)), daemon=True)
+        serving.start()
+        deaf = never_reads(address(listening, options), b'{"seen":1000000}')
+        try:
+            until(lambda: server._viewers, "it is a viewer")
+            (viewer,) = server._viewers
+            viewer.seen = 1 << 60  # it goes on confirming
+            until(lambda: not server._viewers, "it is hung up on")
+        finally:
+            stop.set()
+            serving.join(20)
+            deaf.close()
+
+
+def test_a_viewer_that_never_reads_does_not_stop_another(page: tuple[FilledByHand, str]) -> None:
+    filled, url = page
+    deaf = never_reads(url, b'{"look":["front"]}')
     done = threading.Event()
 
     def act() -> None:
@@ -461,6 +532,18 @@ def test_the_buttons_offer_what_makes_sense(state: State, teleoperators: bool) -
         found = view.state()
         assert set(found["can"]) == expected | {"SUCCESS", "FAILURE", "DISCARD"}
         assert (found["phase"], found["episodes"], found["successes"], found["heard"]) == ("EPISODE", 2, 1, 7)
+
+
+def test_whether_only_a_person_can_make_it_go_on_is_told_by_the_servo_and_not_by_words(
+    rings: FilledByHand, view: RigView
+) -> None:
+    for state, paused, said in ((State.STOPPED, 1, True), (State.STOPPED, 0, False), (State.DECELERATING, 1, False)):
+        rings.tick(state=int(state), paused=paused, cause=b"whatever")
+        view.poll()
+        assert view.state()["paused"] is said
+    rings.tick(state=int(State.STOPPED), paused=1)
+    view.poll()
+    assert "PAUSE" not in view.state()["can"]
 
 
 def test_an_e_stop_can_be_released_when_the_arm_has_come_to_rest(rings: FilledByHand, view: RigView) -> None:

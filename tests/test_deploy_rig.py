@@ -23,6 +23,7 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.spec import SpecError
 from robolearn_data.dataset import Dataset
 from robolearn_data.statistics import StreamStatistics
+from robolearn_deploy.dashboard.rings import RigRings
 from robolearn_deploy.driven_arm import ServoOptions
 from robolearn_deploy.fast import GuardedMotion
 from robolearn_deploy.operator import Command, Operator
@@ -50,7 +51,9 @@ class Person:
         self.messages: list[str] = []
         self.states: list[State] = []
 
-    def started(self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int]) -> None:
+    def started(
+        self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int], rings: RigRings
+    ) -> None:
         self.operator, self.instruct, self.pids = operator, instruct, pids
 
     def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None:

@@ -100,6 +100,42 @@ def test_a_hand_that_jumps_is_not_followed_until_the_clutch_is_taken_again():
     assert hand.say(40, enabled=True, clutch=2, displacement=jumped - [0.03, 0, 0, 0, 0, 0])[2]
 
 
+def test_a_twist_moves_the_tool_by_its_speed_times_the_time_it_was_held() -> None:
+    hand = Hand()
+    before = hand.tool(START)
+    hand.say(40, enabled=False, twist=np.zeros(6))
+    hand.say(20, enabled=True, twist=displaced(0.1, 0, 0, 0, 0, 0))  # of 5 ms each
+    positions = hand.say(40, enabled=True, twist=np.zeros(6))[0]
+    np.testing.assert_allclose(hand.tool(positions).position - before.position, [0.01, 0, 0], atol=1e-4)
+
+
+def test_a_deadman_that_is_held_with_the_stick_in_its_middle_moves_nothing() -> None:
+    hand = Hand()
+    hand.say(20, enabled=True, twist=displaced(0.1, 0, 0, 0, 0, 0))
+    before = hand.say(1, enabled=True, twist=np.zeros(6))[0].copy()
+    np.testing.assert_array_equal(hand.say(400, enabled=True, twist=np.zeros(6))[0], before)
+
+
+def test_a_twist_after_a_silence_does_not_make_up_for_it() -> None:
+    hand = Hand()
+    twist = displaced(0.1, 0, 0, 0, 0, 0)
+    hand.say(10, enabled=True, twist=twist)
+    before = hand.tool(hand.say(1, enabled=True, twist=twist)[0])
+    hand.say(1, enabled=True, twist=twist, age_ns=STALE_NS + 1)
+    hand.now_ns += 10**9
+    after = hand.tool(hand.say(1, enabled=True, twist=twist)[0])
+    np.testing.assert_allclose(after.position, before.position, atol=1e-9)
+
+
+def test_a_twist_along_the_tools_axes_goes_where_the_tool_points() -> None:
+    hand = Hand()
+    before = hand.tool(START)
+    hand.say(41, enabled=True, twist=displaced(0, 0, 0.1, 0, 0, 0), tool_axes=True)
+    positions = hand.say(40, enabled=True, twist=np.zeros(6))[0]
+    moved = hand.tool(positions).position - before.position
+    np.testing.assert_allclose(moved, 0.02 * before.matrix[:3, 2], atol=1e-3)
+
+
 @pytest.mark.parametrize("lacks", ["deadman", "freshness", "numbers"])
 def test_nothing_moves_without(lacks: str):
     hand = Hand()

@@ -63,7 +63,7 @@ class Served:
 @contextlib.contextmanager
 def serve(checkpoint: Path, *words: str, home: Path) -> Iterator[Served]:
     command = [sys.executable, "-m", "robolearn.cli.main", "serve", str(checkpoint), "--port", "0", *words]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XDG_CONFIG_HOME": str(home / ".config")}
     environment.pop("ROBOLEARN_TOKEN", None)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -119,7 +119,7 @@ def test_a_served_checkpoint_gives_the_chunks_of_the_same_one_at_hand_and_ends_i
 def test_a_self_signed_certificate_is_made_where_the_command_says_and_clients_trust_it(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    with serve(checkpoint, "--tls-self-signed", home=tmp_path) as served:
+    with serve(checkpoint, "--self-signed", home=tmp_path) as served:
         assert "wss://" in served.said
         assert served.process.stdout is not None
         certificate = Path(served.process.stdout.readline().split()[1])
@@ -172,11 +172,12 @@ def test_a_robot_holds_while_its_server_is_away_and_goes_on_when_it_is_back(
     [
         (["--host", "0.0.0.0"], "--token-file"),
         (["--tls-cert", "a.pem"], "--tls-cert and --tls-key belong together"),
-        (["--tls-cert", "a", "--tls-key", "b", "--tls-self-signed"], "give one of the two"),
+        (["--tls-cert", "a", "--tls-key", "b", "--self-signed"], "give one of the two"),
         (["--tls-cert", "a", "--tls-key", "b"], "a and b cannot be used for TLS"),
         (["--port", "70000"], "--port 70000 does not exist"),
         (["--max-batch", "0"], "--max-batch 0 is too small"),
         (["--batch-window-ms", "-1"], "--batch-window-ms -1 is not possible"),
+        (["--device", "abacus"], "the device 'abacus' cannot be used"),
         (["--scheduler", "nonsense"], "nonsense"),
     ],
 )

@@ -84,6 +84,11 @@ def test_a_numpy_number_has_the_bytes_that_openpi_documents() -> None:
     assert type(back) is np.float32
 
 
+def test_a_bool_is_true_or_false_whatever_byte_was_sent() -> None:
+    found = unpack(array_message(data=bytes([0, 1, 2, 255]), dtype="|b1", shape=[2, 2]))["x"]
+    np.testing.assert_array_equal(found.view(np.uint8), [[0, 1], [1, 1]])
+
+
 def test_arrays_of_other_layouts_are_sent_little_endian_and_contiguous() -> None:
     array = np.arange(12, dtype=">i4").reshape(3, 4).T
     back = unpack(pack(array))

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from wire_fakes import HORIZON, SPEC, CountingPolicy, chunk, request
 
+from robolearn_data.schema import Stream
+from robolearn_deploy.wire import client as wire_client
 from robolearn_deploy.wire.client import RemotePolicy
 from robolearn_deploy.wire.fault_proxy import FaultProxy, NetworkFaults, proxying
 from robolearn_deploy.wire.server import PolicyServer, ServerOptions, serving
@@ -160,6 +162,24 @@ def test_a_connection_that_stays_silent_for_ever_is_given_up_and_made_anew() -> 
         assert p.client.counters.connections == 2
 
 
+def test_a_network_that_takes_in_nothing_more_is_given_up_though_a_request_is_still_being_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire_client, "SILENCE_S", 1.0)
+    spec = replace(SPEC, observation={"state": Stream((500_000,))})  # more than the buffers in between take
+    make = functools.partial(CountingPolicy, spec=spec)
+    big = replace(request(100), observation={"state": np.full((2, 500_000), 100, np.float32)})
+    with serving(make, ServerOptions(port=0)) as server, proxying("127.0.0.1", server.port) as proxy:
+        client = RemotePolicy(f"ws://127.0.0.1:{proxy.port}")
+        proxy.faults = NetworkFaults(stall=True)
+        until = time.monotonic() + RECOVERY_S
+        while client.clock() is not None:
+            with contextlib.suppress(TimeoutError, ConnectionError):
+                list(client.infer(replace(big, deadline_ns=now_ns() + 200_000_000)))
+            assert time.monotonic() < until, "it still believes in a dead connection"
+        client.close()
+
+
 def test_a_server_that_was_started_again_is_found() -> None:
     with serving(CountingPolicy, ServerOptions(port=0)) as server:
         port = server.port
@@ -176,14 +196,18 @@ def test_another_policy_behind_the_same_url_is_refused_until_the_former_is_back(
         port = server.port
         client = RemotePolicy(f"ws://127.0.0.1:{port}")
     other = functools.partial(CountingPolicy, spec=replace(SPEC, rate_hz=10.0))
-    with serving(other, ServerOptions(port=port)):
-        until = time.monotonic() + RECOVERY_S
-        said = ""
-        while "another spec" not in said:
-            assert time.monotonic() < until, said
-            with pytest.raises(ConnectionError) as caught:
-                list(client.infer(request(100, deadline_s=1.0)))
-            said = str(caught.value)
+    for make, options, expected in (
+        (other, ServerOptions(port=port), "another spec"),
+        (CountingPolicy, ServerOptions(port=port, scheduler="rtc"), "for the scheduler 'rtc' now"),
+    ):
+        with serving(make, options):
+            until = time.monotonic() + RECOVERY_S
+            said = ""
+            while expected not in said:
+                assert time.monotonic() < until, said
+                with pytest.raises(ConnectionError) as caught:
+                    list(client.infer(request(100, deadline_s=1.0)))
+                said = str(caught.value)
     with serving(CountingPolicy, ServerOptions(port=port)):
         until_answered(client)
     client.close()

@@ -150,6 +150,7 @@ def test_openpi_clients_may_send_lists_of_numbers_and_a_text_for_every_sample() 
         ({EXTENSION: {}}, "'id' in a message must be a whole number"),
         ({EXTENSION: {"id": 1.5}}, "'id' in a message must be a whole number"),
         ({EXTENSION: {"id": 1, "offset_ns": "x"}}, "'offset_ns'"),
+        ({EXTENSION: {"id": 1, "sequence": -1}}, "must be 0 or more"),
         ({EXTENSION: {"id": 1, "committed": 3}}, "not a dict"),
         ({EXTENSION: {"id": 1, "committed": {"actions": np.zeros((3, 2))}}}, r"floats of shape \(8, 2\)"),
         (
@@ -362,6 +363,13 @@ def test_impossible_exchanges_are_left_out() -> None:
     assert not offset.add(100, 0, 500, 200)
     assert not offset.add(100, 2**64 - 1, 2**64 - 1, 200)
     assert offset.at(100) is None
+
+
+def test_answers_out_of_order_leave_an_estimate_that_can_be_asked_for() -> None:
+    offset = ClockOffset()
+    assert offset.add(GROUP_NS, 50, 60, 3 * GROUP_NS)
+    assert not offset.add(0, 50, 60, 4 * GROUP_NS), "its middle is that of the one before: no rate lies between them"
+    assert offset.at(5 * GROUP_NS) is not None
 
 
 def test_a_clock_whose_rate_jumps_is_followed() -> None:

@@ -52,7 +52,7 @@ def openpi_answer(message: bytes) -> bytes:
     number = float(observation[STATE_KEY][-1, 0])
     assert observation["prompt"] == f"task {number:g}"
     steps = np.arange(10)
-    actions = np.stack([np.full(10, number), number * 1000 + SPEC.start + steps], axis=1)
+    actions = np.stack([np.full(10, number), number * HORIZON + SPEC.start + steps], axis=1)
     return packb({"actions": openpi_array(actions), "server_timing": {"infer_ms": 1.5}})
 
 

@@ -2,94 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import http.client
 import resource
 import socket
-import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from wire_bench import DEADLINE_S, ask, mask, open_by_hand, raw, remote, served, wait_for
 from wire_fakes import HORIZON, SPEC, BatchingPolicy, CountingPolicy, chunk, packb, request
 
 from robolearn_deploy.inference import Committed, Inference, Reply
-from robolearn_deploy.wire.client import PeerError, RemotePolicy, RemotePolicyError
+from robolearn_deploy.wire.client import PeerError, RemotePolicy
 from robolearn_deploy.wire.codec import pack, unpack
-from robolearn_deploy.wire.inference_worker import InferenceWorker, Job
+from robolearn_deploy.wire.inference_worker import FAILURES, InferenceWorker, Job
 from robolearn_deploy.wire.messages import EXTENSION, request_message
-from robolearn_deploy.wire.security import (
-    SecurityError,
-    make_token,
-    read_token,
-    self_signed,
-    server_tls,
-    token_matches,
-)
 from robolearn_deploy.wire.server import QUEUE, PolicyServer, ServerError, ServerOptions, serving
-
-DEADLINE_S = 20.0
-"""Of everything that is expected to happen: these tests share a machine with others."""
-
-Make = Callable[[], Inference]
-
-
-@contextlib.contextmanager
-def served(make: Make = CountingPolicy, **options: Any) -> Iterator[PolicyServer]:
-    with serving(make, ServerOptions(port=0, **options)) as server:
-        yield server
-
-
-@contextlib.contextmanager
-def remote(server: PolicyServer, **options: Any) -> Iterator[RemotePolicy]:
-    policy = RemotePolicy(f"ws://127.0.0.1:{server.port}", **options)
-    try:
-        yield policy
-    finally:
-        policy.close()
-
-
-def ask(policy: RemotePolicy, number: int, **options: Any) -> list[Reply]:
-    return list(policy.infer(request(number, deadline_s=DEADLINE_S, **options)))
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.005)
-
-
-@contextlib.contextmanager
-def raw(server: PolicyServer, **options: Any) -> Iterator[ClientConnection]:
-    """A bare websocket, past the metadata."""
-    with connect(f"ws://127.0.0.1:{server.port}", compression=None, proxy=None, **options) as connection:
-        connection.recv(DEADLINE_S)
-        yield connection
-
-
-def open_by_hand(server: PolicyServer) -> socket.socket:
-    """A websocket that no library looks after: it says and reads what the test makes it."""
-    opened = socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S)
-    opened.sendall(
-        b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    )
-    return opened
-
-
-def mask(message: bytes) -> bytes:
-    """A client's frame around a short ``message`` (RFC 6455, section 5.2), masked with zeros."""
-    return bytes((0x82, 0x80 | len(message))) + bytes(4) + message
 
 
 def test_a_remote_policy_has_the_spec_and_gives_the_chunks_of_the_one_that_is_served() -> None:
@@ -302,13 +239,38 @@ def test_requests_of_openpi_clients_are_numbered_by_the_server() -> None:
     assert [r.sequence for r in policy.seen] == [0, 1, 2]
 
 
-def test_a_port_that_is_taken_is_a_mistake_of_the_user() -> None:
+def test_a_port_that_is_taken_is_said_before_the_policy_is_opened() -> None:
+    opened: list[bool] = []
+
+    def make() -> Inference:
+        opened.append(True)
+        return CountingPolicy()
+
     with (
         served() as server,
         pytest.raises(ServerError, match=r"cannot listen on 127\.0\.0\.1 port"),
-        serving(CountingPolicy, ServerOptions(port=server.port)),
+        serving(make, ServerOptions(port=server.port)),
     ):
         pass
+    assert opened == []
+
+
+def test_a_server_that_is_still_opening_its_policy_can_be_stopped() -> None:
+    began, release = threading.Event(), threading.Event()
+
+    def make() -> Inference:
+        began.set()
+        release.wait()
+        return CountingPolicy()
+
+    server = PolicyServer(make, ServerOptions(port=0))
+    running = threading.Thread(target=lambda: asyncio.run(server.run()))
+    running.start()
+    assert began.wait(DEADLINE_S)
+    server.stop()
+    running.join(DEADLINE_S)
+    assert not running.is_alive()
+    release.set()
 
 
 def test_a_client_that_never_reads_is_dropped_and_holds_up_nobody() -> None:
@@ -348,49 +310,57 @@ def test_a_half_open_connection_is_closed_and_holds_up_nobody() -> None:
         dead.close()
 
 
+def healthz(server: PolicyServer) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
+    connection.request("GET", "/healthz")
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
 def test_health_is_told_to_everybody() -> None:
     with served(token="secret") as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
-        connection.request("GET", "/healthz")
-        response = connection.getresponse()
-        assert (response.status, response.read()) == (200, b"OK\n")
+        assert healthz(server) == (200, "OK\n")
 
 
-@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer", "", "secret", "Basic secret", "Bearer secret x"])
-def test_without_the_right_token_nobody_gets_in(header: str | None) -> None:
-    with served(token="secret") as server:
-        headers = {"Authorization": header} if header is not None else None
-        with pytest.raises(InvalidStatus) as caught, raw(server, additional_headers=headers):
-            pass
-        assert caught.value.response.status_code == 401
-        assert server.statistics.refused == 1
+def test_a_server_whose_policy_hangs_says_so_until_it_goes_on() -> None:
+    release = threading.Event()
+
+    class Hanging(CountingPolicy):
+        def infer(self, request: Any) -> Iterator[Reply]:
+            release.wait()
+            return super().infer(request)
+
+    with served(Hanging, hang_s=0.05) as server, raw(server) as connection:
+        assert healthz(server)[0] == 200
+        connection.send(pack(request_message(request(20), 20, None)))
+        wait_for(lambda: healthz(server)[0] == 503)
+        assert "an inference has been going on for" in healthz(server)[1]
+        release.set()
+        wait_for(lambda: healthz(server) == (200, "OK\n"))
 
 
-@pytest.mark.parametrize("header", ["Bearer secret", "bearer secret", "Api-Key secret"])
-def test_with_the_right_token_our_clients_and_those_of_openpi_get_in(header: str) -> None:
-    with served(token="secret") as server, raw(server, additional_headers={"Authorization": header}):
-        pass
+def test_a_server_whose_policy_fails_again_and_again_says_so_until_it_succeeds() -> None:
+    with served() as server, remote(server) as client:
+        for _ in range(FAILURES):
+            assert healthz(server)[0] == 200
+            with pytest.raises(PeerError):
+                ask(client, 13)
+        wait_for(lambda: healthz(server) == (503, f"the last {FAILURES} inferences failed\n"))
+        ask(client, 20)
+        wait_for(lambda: healthz(server)[0] == 200)
 
 
-def test_a_remote_policy_shows_its_token_and_says_when_it_is_refused() -> None:
-    with served(token="secret") as server:
-        with remote(server, token="secret") as client:
+def test_a_policy_that_calls_exit_does_not_end_the_service() -> None:
+    class Exiting(CountingPolicy):
+        def infer(self, request: Any) -> Iterator[Reply]:
+            if request.sequence == 20:
+                raise SystemExit(1)
+            return super().infer(request)
+
+    with served(Exiting) as server, remote(server) as client:
+        with pytest.raises(PeerError, match="SystemExit"):
             ask(client, 20)
-        with pytest.raises(RemotePolicyError, match="refuses the token"):
-            RemotePolicy(f"ws://127.0.0.1:{server.port}", token="wrong")
-
-
-def test_a_host_that_others_can_reach_demands_a_token() -> None:
-    for host in ("0.0.0.0", "::", "192.168.1.5", "robot.local"):
-        with pytest.raises(SecurityError, match="--token-file"):
-            PolicyServer(CountingPolicy, ServerOptions(host=host))
-    PolicyServer(CountingPolicy, ServerOptions(host="0.0.0.0", token="x"))
-    PolicyServer(CountingPolicy, ServerOptions(host="::1"))
-
-
-def test_a_web_page_cannot_use_a_policy_on_this_machine() -> None:
-    with served() as server, pytest.raises(InvalidStatus), raw(server, origin="http://evil.example"):
-        pass
+        assert (ask(client, 21)[0].actions == chunk(21)).all()
 
 
 def test_no_more_clients_than_allowed_get_in_and_a_place_becomes_free_again() -> None:
@@ -522,69 +492,6 @@ def test_a_policy_that_hangs_does_not_keep_the_server_from_stopping() -> None:
         wait_for(lambda: not server._worker.idle)
     release.set()
     plain.close()
-
-
-def test_tls_with_a_certificate_of_our_own_making_is_trusted_by_whoever_has_it(tmp_path: Path) -> None:
-    certificate, key = self_signed(tmp_path / "tls", "127.0.0.1")
-    assert key.stat().st_mode & 0o077 == 0
-    with served(tls=server_tls(certificate, key), token="secret") as server:
-        url = f"wss://localhost:{server.port}"
-        client = RemotePolicy(url, token="secret", certificate=certificate)
-        assert (ask(client, 20)[0].actions == chunk(20)).all()
-        client.close()
-        with pytest.raises(RemotePolicyError, match="not trusted"):
-            RemotePolicy(url, token="secret")
-        other, _ = self_signed(tmp_path / "other", "127.0.0.1")
-        with pytest.raises(RemotePolicyError, match="not trusted"):
-            RemotePolicy(url, token="secret", certificate=other)
-        with pytest.raises(RemotePolicyError, match="no policy can be used"):
-            RemotePolicy(f"ws://localhost:{server.port}", token="secret", connect_s=2.0)
-
-
-def test_a_certificate_is_made_once(tmp_path: Path) -> None:
-    first = self_signed(tmp_path, "robot.local")
-    before = first[0].read_bytes()
-    assert self_signed(tmp_path, "robot.local") == first
-    assert first[0].read_bytes() == before
-    ssl.create_default_context(cafile=str(first[0]))
-
-
-def test_files_that_are_no_certificate_are_a_mistake_of_the_user(tmp_path: Path) -> None:
-    (tmp_path / "a.pem").write_text("nothing")
-    with pytest.raises(SecurityError, match="cannot be used for TLS"):
-        server_tls(tmp_path / "a.pem", tmp_path / "b.pem")
-    with pytest.raises(SecurityError, match="is not a certificate"):
-        RemotePolicy("wss://127.0.0.1:1", certificate=tmp_path / "a.pem")
-
-
-def test_a_token_is_made_once_and_read_by_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = make_token(tmp_path / "new" / "token")
-    assert (tmp_path / "new" / "token").stat().st_mode & 0o077 == 0
-    assert make_token(tmp_path / "new" / "token") == token
-    assert read_token(tmp_path / "new" / "token") == token
-    assert len(token) >= 40
-    assert token_matches(f"Bearer {token}", token)
-    monkeypatch.setenv("ROBOLEARN_TOKEN", "other")
-    assert read_token(None) == "other"
-    monkeypatch.delenv("ROBOLEARN_TOKEN")
-    assert read_token(None) is None
-    for bad in ("", "a b", "\x07"):
-        (tmp_path / "bad").write_text(bad)
-        with pytest.raises(SecurityError):
-            read_token(tmp_path / "bad")
-
-
-@pytest.mark.parametrize("url", ["http://x:1", "127.0.0.1:8000", "ws://", ""])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(RemotePolicyError, match=r"ws://HOST:PORT"):
-        RemotePolicy(url)
-
-
-def test_no_server_is_an_error_that_says_so() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        with pytest.raises(RemotePolicyError, match=r"no policy can be used at ws://.*"):
-            RemotePolicy(f"ws://127.0.0.1:{unused.getsockname()[1]}", connect_s=0.3)
 
 
 def test_queue_is_long_enough_for_a_chunk_in_parts() -> None:

@@ -115,7 +115,7 @@ def test_teleop_moves_the_follower_with_the_leader_and_ends_at_rest_on_ctrl_c() 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--pairs", "a:b"], "valid are LEADER:FOLLOWER of leaders leader and arms follower"),
+        (["--pairs", "a:b"], "valid are TELEOPERATOR:ARM of leader and follower"),
         (["--join-speed", "2"], "--join-speed must lie above 0 and up to 1"),
     ],
 )
@@ -126,7 +126,7 @@ def test_teleop_refuses_what_it_cannot_do(words: list[str], message: str, capsys
 
 def test_teleop_asks_who_moves_whom(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teleop", str(RIGS / "aloha_twin.yaml")]) == 2
-    assert "--pairs LEADER:FOLLOWER" in capsys.readouterr().err
+    assert "--pairs TELEOPERATOR:ARM" in capsys.readouterr().err
 
 
 @pytest.mark.slow

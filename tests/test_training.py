@@ -419,12 +419,12 @@ def test_an_interrupted_run_ends_at_once_with_all_its_threads(dataset: Path, tmp
     command = [sys.executable, "-m", "robolearn.cli.main", "train", str(dataset), *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
-        wait_until(lambda: len(list_checkpoints(tmp_path / "run")) > 0)
+        wait_until(lambda: len(list_checkpoints(tmp_path / "run")) > 1)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.strip().endswith("robolearn: stopped")
 
 

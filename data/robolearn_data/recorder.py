@@ -70,7 +70,7 @@ class Recorder:
                 f"sources are for {', '.join(sorted(self.sources)) or 'nothing'}; "
                 f"the dataset's streams with a rate of their own are {', '.join(sorted(native)) or 'none'}"
             )
-        self.recording = False
+        self.recording = self.held = False
         self._aligned = self.writer.schema.streams.keys() - native
         self._period_ns = 1e9 / self.writer.schema.rate_hz
         self.counts = {name: Count() for name in ("steps", *self.sources)}
@@ -95,14 +95,20 @@ class Recorder:
             raise SchemaError("an episode is being recorded; save or discard it first")
         self.poll()
         self._forget()
-        self.recording = True
+        self.recording, self.held = True, False
         if info:
             self.writer.note(**info)
         for name, newest in self._newest.items():
             self._take(name, newest)
 
+    def hold(self) -> None:
+        """End the episode here: what comes later is thrown away. ``save`` or ``discard`` follows when it is judged."""
+        self._check_recording()
+        self.poll()
+        self.held = True
+
     def poll(self) -> None:
-        """Take all that came since the last call; between episodes it is thrown away.
+        """Take all that came since the last call; between episodes and after ``hold`` it is thrown away.
 
         Raises:
             OSError: the disk is full or gone. What was saved is whole; the episode in flight is held.
@@ -112,10 +118,10 @@ class Recorder:
             samples = self._drain(name, source)
             if len(samples):
                 self._newest[name] = samples[-1:].copy()
-                if self.recording:
+                if self._takes:
                     self._take(name, samples)
         steps = self._drain("steps", self.steps)
-        if self.recording and len(steps):
+        if self._takes and len(steps):
             self._take_steps(steps)
 
     def save(self, *, success: bool | None = None, **info: Any) -> int:
@@ -137,13 +143,17 @@ class Recorder:
         self.writer.discard_episode()
         self.recording = False
 
+    @property
+    def _takes(self) -> bool:
+        return self.recording and not self.held
+
     def _check_recording(self) -> None:
         if not self.recording:
             raise SchemaError("no episode is being recorded; start one first")
 
     def _drain(self, name: str, source: Source) -> np.ndarray:
         records, lost = source.drain()
-        if self.recording and lost:
+        if self._takes and lost:
             if not self._episode[name].lost:
                 self.warn(f"{name}: {lost} samples were lost before they could be recorded; they are marked as holes")
             self._add("lost", name, lost)

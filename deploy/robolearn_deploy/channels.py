@@ -102,7 +102,7 @@ class Channels:
 
     def stop(self) -> None:
         """Tell every process that the run shall end."""
-        self.commands.publish({"stop": 1, "instruction": INSTRUCTION.check("instruction", "")})
+        self.commands.publish({"stop": 1, "instruction": INSTRUCTION.check("instruction", self.instruction())})
 
     def stop_check(self) -> Callable[[], bool]:
         """For a child: whether the run shall end, because the parent says so or is no more."""

@@ -21,6 +21,14 @@ class ControlState(IntEnum):
     """A chunk covers the present."""
     HOLDING = 2
     """The last chunk has expired: the robot is told to stay where it is."""
+    TELEOP = 3
+    """A person has taken over."""
+    PAUSED = 4
+    """A person has stopped it: a simulated world's time stands still."""
+
+
+DRIVEN = (ControlState.RUNNING, ControlState.HOLDING, ControlState.TELEOP)
+"""Something is carried out."""
 
 
 @dataclass(frozen=True)

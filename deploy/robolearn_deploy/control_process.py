@@ -1,7 +1,8 @@
 """The fast half: drives the world at its control rate and never waits for the policy.
 
-At every tick, in this order: publish the observation, take in what chunks have come, choose the action of this instant,
-have the world carry it out, publish what was done. Nothing here takes a lock, opens a file or talks to the network.
+At every tick, in this order: publish the observation, take in what chunks have come, choose the action of this instant
+(the plan's, or a person's who has taken over), have the world carry it out, publish what was done. Nothing here takes a
+lock, opens a file or talks to the network.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -21,6 +23,7 @@ from robolearn_deploy.plan import Planned, PlanTiming
 from robolearn_deploy.schedulers import find
 from robolearn_deploy.ticker import Tick, Ticker
 from robolearn_deploy.worker import Rendezvous
+from robolearn_deploy.world_takeover import PeopleHandles, TakeOver
 from robolearn_hardware.clock import now_ns, period_ns
 
 
@@ -37,6 +40,8 @@ class ControlOptions:
     scheduler: str
     """Says how chunks become actions, see schedulers.py."""
     timing: PlanTiming
+    people: PeopleHandles | None = None
+    """Those who may take over."""
 
 
 def control_process(
@@ -49,14 +54,19 @@ def control_process(
             if world.spec != options.spec:
                 raise SchemaError("the world that was started is not the one announced; start again")
             rendezvous()
-            _Control(world, channels, options).run()
+            with ExitStack() as stack:
+                people = TakeOver(stack, options.people, world) if options.people else None
+                _Control(world, channels, options, people).run()
         finally:
             world.close()
 
 
 class _Control:
-    def __init__(self, world: World, channels: Channels, options: ControlOptions) -> None:
+    def __init__(
+        self, world: World, channels: Channels, options: ControlOptions, people: TakeOver | None = None
+    ) -> None:
         self._world = world
+        self._people = people
         self._channels = channels
         self._options = options
         self._stopped = channels.stop_check()
@@ -82,6 +92,8 @@ class _Control:
 
     def _episode(self, episode: int, observation: Observation) -> None:
         self._plan.begin(episode)
+        if self._people is not None:
+            self._people.begin()
         period = period_ns(self._world.spec.schema.rate_hz)
         ticker = Ticker(now_ns() + period, period)
         sent: np.ndarray | None = None
@@ -89,22 +101,51 @@ class _Control:
             tick = ticker.wait()
             index = self._observe(tick, episode, observation)
             self._receive(tick.woke_ns)
-            planned = self._plan.at(tick.due_ns)
-            if planned is None and sent is None:
-                self._log(tick, episode, index, ControlState.WAITING)
+            state, planned, requested = self._choose(tick, observation, sent)
+            if requested is None:
+                self._log(tick, episode, index, state)
+                self._show(tick, state, episode, observation, sent, planned)
                 continue
-            if planned is not None:
-                state, requested = ControlState.RUNNING, planned.action
-            else:
-                assert sent is not None
-                state, requested = ControlState.HOLDING, hold_action(sent, self._options.relative)
             sent = requested.astype(self._action.dtype)
             began_ns = now_ns()
             step = self._world.step(sent)
             self._log(tick, episode, index, state, planned, requested, sent, step, now_ns() - began_ns)
+            self._show(tick, state, episode, step.observation, sent, planned)
             if step.done:
                 return
             observation = step.observation
+
+    def _choose(
+        self, tick: Tick, observation: Observation, sent: np.ndarray | None
+    ) -> tuple[ControlState, Planned | None, np.ndarray | None]:
+        """Who acts at this tick, by which plan, and the action; None: nothing is done."""
+        if self._people is not None:
+            self._people.hear(observation, sent)
+            if self._people.paused:
+                return ControlState.PAUSED, None, None
+            if self._people.person:
+                return ControlState.TELEOP, None, self._people.action(tick.woke_ns, observation)
+        planned = self._plan.at(tick.due_ns)
+        if planned is not None:
+            return ControlState.RUNNING, planned, planned.action
+        if sent is None:
+            return ControlState.WAITING, None, None
+        return ControlState.HOLDING, None, hold_action(sent, self._options.relative)
+
+    def _show(
+        self,
+        tick: Tick,
+        state: ControlState,
+        episode: int,
+        observation: Observation,
+        sent: np.ndarray | None,
+        planned: Planned | None,
+    ) -> None:
+        if self._people is not None:
+            action = np.full(self._action.shape, np.nan, np.float32) if sent is None else sent
+            until_ns = tick.due_ns + period_ns(self._world.spec.schema.rate_hz)
+            refused = sum(astuple(self._refusals))
+            self._people.show(tick, state, episode, observation, action, planned, refused, until_ns)
 
     def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
         streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image")}

@@ -144,10 +144,15 @@ class DrivenArm:
                 answer = self.limiter.approach(self.requested[:joints])
             case Duty.TELEOP:
                 if anew:
-                    self.takeover.begin(last.positions, self.gripper)
+                    self.takeover.begin(self.limiter.stop_positions, self.gripper)
                 positions, gripper, self.person = self.takeover.target(intent, now_ns())
+                if self.person:
+                    answer = self.limiter.follow(positions)
+                else:  # let go: what has not been followed yet is forgotten
+                    answer = self.limiter.stop()
+                    positions = self.limiter.stop_positions
+                    self.takeover.rest(positions)
                 self.requested = np.append(positions, gripper) if self.info.has_gripper else positions.copy()
-                answer = self.limiter.follow(positions)
             case _ if reset is not None and duty is Duty.STAY:
                 self.requested = reset.copy()
                 gripper = reset[joints] if self.info.has_gripper else np.nan

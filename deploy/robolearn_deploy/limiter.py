@@ -117,6 +117,11 @@ class Limiter:
     def at_rest(self) -> bool:
         return all(joint.at_rest for joint in self._joints)
 
+    @property
+    def stop_positions(self) -> np.ndarray:
+        """(J,) rad where ``stop`` would come to rest."""
+        return np.array([along(j.state, j.braking(*j.state[1:]))[0] for j in self._joints])
+
     def begin(self, positions: np.ndarray) -> None:
         """The arm rests at ``positions`` (J,) rad, which may lie outside the limits: it is led back.
 

@@ -1,4 +1,9 @@
-"""A checkpoint's policy in this process. torch is imported when it is made, so that the parent stays light."""
+"""A checkpoint's policy in this process. torch is imported when it is made, so that the parent stays light.
+
+Its samplers know no action of a chunk for certain before they know all of them, the streaming one included: it answers
+with whole chunks. An ``Inference`` that knows the first actions earlier yields them as parts, which the runtime, the
+server and the client pass on.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from robolearn_data.schema import UserError
 from robolearn_deploy.draws import Question
 from robolearn_deploy.inference import Reply, Request
 from robolearn_deploy.schedulers import find
@@ -47,12 +53,19 @@ class LocalPolicy:
             CheckpointError: it cannot be loaded.
             SchedulerError: there is no such scheduler, or the policy was not trained for it.
             EngineError: the engine is not installed, or cannot compute this network.
+            UserError: torch cannot use the device.
         """
+        import torch
 
         from robolearn.policies.checkpoint import load_policy
         from robolearn.policies.engines.compiled import compile_policy
         from robolearn.policies.engines.threads import parse_cores, use_threads
 
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # unknown, or torch was built without it
+            reason = str(error).split("\n")[0]
+            raise UserError(f"the device {device!r} cannot be used: {reason}; give --device cpu, or cuda") from error
         use_threads(1, parse_cores(cores) if cores else None)
         self._draw = find(scheduler).draw
         policy = load_policy(checkpoint, device=device, sampler=sampler).eval()

@@ -11,7 +11,7 @@ import numpy as np
 from robolearn_data.schema import Observation, Schema, Stream
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.channels import Channels, observation_of
-from robolearn_deploy.chunks import ControlState
+from robolearn_deploy.chunks import DRIVEN, ControlState
 from robolearn_deploy.smoothness import Smoothness
 from robolearn_hardware.clock import period_ns
 
@@ -64,11 +64,12 @@ class Measurements:
 
 def recording_schema(schema: Schema, texts: Mapping[str, Stream]) -> Schema:
     """The streams of a world, the instructions that its policy observes (``texts``), and what the runtime knows
-    besides. Waiting ticks are not recorded."""
+    besides; "intervention" is 1 where a person had taken over. Ticks at which nothing is done are not recorded."""
     action = schema.stream("action")
     extra = {
         "action_sent": replace(action, kind="info"),
         "control_state": Stream((), "uint8", "info", unit="chunks.ControlState"),
+        "intervention": Stream((), "uint8", "info"),
         "chunk": Stream((), "int64", "info", unit="sequence"),
         "chunk_age": Stream((), "int64", "info", unit="ns"),
         "lateness": Stream((), "int64", "info", unit="ns"),
@@ -148,7 +149,7 @@ class Log:
         m.refusals = tuple(int(n) for n in tick["refusals"])
         if chunk > self._last_used:
             self._used(chunk, tick)
-        if state is ControlState.WAITING:
+        if state not in DRIVEN:
             return
         self._smoothness.sent(tick["sent"], chunk if state is ControlState.RUNNING else None)
         m.step.append(int(tick["step_ns"]))
@@ -193,11 +194,12 @@ class Log:
             **{name: stream.check(name, instruction) for name, stream in writer.schema.of_kind("text").items()},
             "action_sent": tick["sent"],
             "control_state": np.uint8(state),
+            "intervention": np.uint8(state == ControlState.TELEOP),
             "chunk": np.int64(tick["chunk"]),
             "chunk_age": np.int64(due_ns - tick["chunk_capture_ns"] if planned else -1),
             "lateness": np.int64(tick["woke_ns"] - due_ns),
         }
-        if planned:
+        if planned or state == ControlState.TELEOP:
             row["action"] = tick["requested"]
         # What is not known at this step is a hole, never an invented value.
         holes = [name for name in writer.schema.streams if name not in row]

@@ -36,6 +36,14 @@ class Command(IntEnum):
     """The episode is over and is not kept."""
     END = 11
     """The run is over."""
+    START = 12
+    """Collecting: the next episode may begin."""
+    STOP = 13
+    """Collecting: the episode is over; the verdict follows (SUCCESS, FAILURE, DISCARD or REDO)."""
+    REDO = 14
+    """Collecting: the episode is not kept and begins again at once, with the same task."""
+    NEXT_TASK = 15
+    """Collecting: the next episode is of the next task."""
 
 
 COMMAND_FIELDS: dict[str, Field] = {"at_ns": ("i8", ()), "command": ("u1", ())}

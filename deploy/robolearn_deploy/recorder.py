@@ -29,6 +29,10 @@ _LOG = logging.getLogger(__name__)
 POLL_S = 0.1
 """A ring must have room for three times that, at the rate of its device."""
 
+START_S, ANSWER_S, SAVE_S = 60.0, 10.0, 120.0
+"""In which the process must have started; must answer; must have published an episode, which a slow disk makes long."""
+_IDLE_S = 0.02
+
 BACKLOG_BYTES = 256 * 2**20
 """Samples of each device that wait in memory while the disk stands still; three cameras have 9 s."""
 
@@ -114,6 +118,8 @@ class RecorderProcess:
         self, path: Path, steps: RingHandle, sources: Mapping[str, RingHandle], beats: RingHandle | None = None
     ) -> None:
         """``beats``: a ring of ``operator.BEAT_FIELDS`` in which it says about ten times a second that it records."""
+        self.idle: Callable[[], None] = lambda: None
+        """Called about fifty times a second while an answer is waited for."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (path, steps, dict(sources), beats, theirs)
@@ -135,9 +141,13 @@ class RecorderProcess:
         """Begin an episode."""
         self._ask("start", info)
 
+    def hold(self) -> None:
+        """End the episode here; ``save`` or ``discard`` follows when it is judged."""
+        self._ask("hold", {})
+
     def save(self, *, success: bool | None = None, **info: Any) -> int:
         """End and publish it; returns its number."""
-        return self._ask("save", {"success": success, **info})
+        return self._ask("save", {"success": success, **info}, SAVE_S)
 
     def discard(self) -> None:
         """End and forget it."""
@@ -162,15 +172,21 @@ class RecorderProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, what: str, arguments: dict[str, Any]) -> Any:
+    def _ask(self, what: str, arguments: dict[str, Any], timeout_s: float = ANSWER_S) -> Any:
         try:
             self._pipe.send((what, arguments))
         except OSError:
             raise self._ended() from None
-        return self._answer()
+        return self._answer(timeout_s)
 
-    def _answer(self) -> Any:
+    def _answer(self, timeout_s: float = START_S) -> Any:
+        end = time.monotonic() + timeout_s
         try:
+            while not self._pipe.poll(_IDLE_S):
+                self.idle()
+                if time.monotonic() > end:
+                    self._process.kill()  # an answer that came later would be taken for another's
+                    raise self._ended(f"has not answered for {timeout_s:g} s and was killed")
             kind, value = self._pipe.recv()
         except (EOFError, OSError):
             raise self._ended() from None
@@ -178,11 +194,11 @@ class RecorderProcess:
             raise RecordingError(value)
         return value
 
-    def _ended(self) -> RecordingError:
+    def _ended(self, how: str = "") -> RecordingError:
         self._process.join(5)
+        how = how or f"has ended (exit code {self._process.exitcode})"
         return RecordingError(
-            f"the recorder process has ended (exit code {self._process.exitcode}); "
-            "what was saved is whole, `robolearn data recover` saves the rest"
+            f"the recorder process {how}; what was saved is whole, `robolearn data recover` saves the rest"
         )
 
 

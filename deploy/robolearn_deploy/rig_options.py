@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from robolearn_deploy.dashboard.access import PageOptions
+from robolearn_deploy.dashboard.rings import RigRings
 from robolearn_deploy.driven_arm import ServoOptions
 from robolearn_deploy.fast import FastPolicy
-from robolearn_deploy.operator import Operator
+from robolearn_deploy.operator import Command, Operator
 from robolearn_deploy.rig_log import RigMeasured
 
 
@@ -18,6 +19,8 @@ from robolearn_deploy.rig_log import RigMeasured
 class RigOptions:
     seconds: float
     """The run ends after this time, counted from the moment when everything is ready."""
+    rate_hz: float = 30.0
+    """Control steps a second that are recorded where no policy says how many."""
     scheduler: str = "naive"
     replan_steps: int | None = None
     """Control periods between the observations of two chunks; by default the scheduler's or the policy's own number."""
@@ -28,11 +31,17 @@ class RigOptions:
     reset_s: float = 5.0
     """Between two episodes, at the reset pose: for a person to set the scene."""
     teleoperators: Mapping[str, str] = field(default_factory=dict)
-    """Teleoperator -> arm that it takes over; by default the only one of each."""
+    """Teleoperator of the rig, or "page" -> arm that it takes over."""
+    buttons: Mapping[str, tuple[Command, ...]] = field(default_factory=dict)
+    """Of the teleoperators: what pressing one means, see ``rig_processes.Buttons``."""
     servo: ServoOptions = field(default_factory=ServoOptions)
     fast: FastPolicy | None = None
     out: Path | None = None
     """Record a dataset here."""
+    resume: bool = False
+    """``out`` exists, with the same streams, and is continued."""
+    operator: str = "policy"
+    """Who drives, for the records."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     page: PageOptions | None = None
     """Show the run on a page for browsers, with an e-stop."""
@@ -41,8 +50,11 @@ class RigOptions:
 class RigWatcher(Protocol):
     """Whoever wants to know what happens while a run goes on."""
 
-    def started(self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int]) -> None:
-        """Everything is ready and the run begins. ``operator`` and ``instruct`` are for the same thread."""
+    def started(
+        self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int], rings: RigRings
+    ) -> None:
+        """Everything is ready and the run begins. ``operator`` and ``instruct`` are for the same thread; ``rings`` are
+        what the page reads, for other processes too."""
         ...
 
     def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None:

@@ -1,9 +1,13 @@
-"""Runs a policy on a rig: starts the processes, joins them by rings, watches them, and ends them in order.
+"""Runs a policy, or a person alone, on a rig: starts the processes, joins them by rings, watches them, and ends them in
+order.
 
     cameras (a process each) --+--> policy --chunks--+--> [fast policy] --short chunks--> servo --> arms
     servo: state, force -------+                     |                                      ^
-    teleoperator (a process each) --intents----------|--------------------------------------+
+    force sensors (a process each)                   |                                      |
+    teleoperator (a process each), page --intents----|--------------------------------------+
     recorder <-- everything
+
+Without a policy nobody thinks: a person drives from the first RESUME on. ``rig_collect`` holds sessions that way.
 
 This process is the supervisor: it says which episode it is, hears people, and is on no control path. If it stalls, its
 heartbeat does, and the servo process brings the arms to rest; so it does when the recorder or a camera falls silent.
@@ -11,41 +15,47 @@ heartbeat does, and the servo process brings the arms to rest; so it does when t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from robolearn.policies.spec import PolicySpec, SpecError
-from robolearn_data.dataset import DatasetError
+import numpy as np
+
+from robolearn.policies.spec import PolicySpec
+from robolearn_data.dataset import Dataset, DatasetError
 from robolearn_data.schema import Schema, UserError, read_text
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.channels import chunk_fields
+from robolearn_deploy.collect_session import COLLECT_FIELDS
 from robolearn_deploy.dashboard.access import address, listen
-from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, Phase, RigRings
+from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageArm, Phase, RigRings, units_of
 from robolearn_deploy.dashboard.server import run_page
-from robolearn_deploy.fast import STEPS, FastPolicy, FastRings, run_fast
+from robolearn_deploy.fast import STEPS
 from robolearn_deploy.inference import Inference
 from robolearn_deploy.operator import BEAT_FIELDS, COMMAND_FIELDS, Command, Commands, Operator, beat
 from robolearn_deploy.policy_process import PolicyOptions, policy_process
 from robolearn_deploy.recorder import RecorderProcess, sample_fields, step_fields
+from robolearn_deploy.rig_fit import check_fits, force_streams, schema_difference
 from robolearn_deploy.rig_log import RigLog, RigMeasured, RigReport
 from robolearn_deploy.rig_options import RigOptions, RigWatcher
+from robolearn_deploy.rig_processes import fast_process, force_process, teleop_process
 from robolearn_deploy.rig_senses import SESSION_FIELDS, RigHandles, RigSenses
 from robolearn_deploy.rig_session import POLL_S, REST_S, Session, lives
 from robolearn_deploy.runtime import signals_noted
 from robolearn_deploy.schedulers import find
 from robolearn_deploy.servo import ServoProcess
 from robolearn_deploy.servo_process import ServoHandles, tick_fields
-from robolearn_deploy.stall import Watch
+from robolearn_deploy.stall import CAMERA_NS, RECORDER_NS, SUPERVISOR_NS, Watch
 from robolearn_deploy.takeover import intent_fields
-from robolearn_deploy.teleop_process import run_teleop
-from robolearn_deploy.worker import Rendezvous, Worker, wait_ready
+from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.clock import now_ns, period_ns
-from robolearn_hardware.registry import TeleoperatorConfig
 from robolearn_hardware.rig import Rig
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
@@ -54,14 +64,11 @@ STOP_TIMEOUT_S = 10.0
 SLOTS_S = 4.0
 """How long whoever reads states and ticks may be busy elsewhere."""
 
-SUPERVISOR_NS = 500_000_000
-CAMERA_NS = 1_500_000_000
-"""A camera's process beats every half second. That no picture comes is seen by the policy, which then makes no plan."""
-RECORDER_NS = 3_000_000_000
-
 
 class _Nobody:
-    def started(self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int]) -> None: ...
+    def started(
+        self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int], rings: RigRings
+    ) -> None: ...
 
     def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None: ...
 
@@ -70,8 +77,8 @@ class _Nobody:
 
 def run_rig(
     rig: Rig,
-    policy: Callable[[], Inference],
-    policy_spec: PolicySpec,
+    policy: Callable[[], Inference] | None,
+    policy_spec: PolicySpec | None,
     options: RigOptions,
     watcher: RigWatcher | None = None,
 ) -> RigReport:
@@ -79,7 +86,8 @@ def run_rig(
 
     Args:
         rig: with every twin already started (``rig.with_twins``).
-        policy: picklable, called in its own process; what it makes has the spec given.
+        policy: picklable, called in its own process; what it makes has the spec given. None: a person alone drives,
+            and RESUME means TAKE_OVER.
 
     Raises:
         DeviceError: a device cannot be opened, as its driver says.
@@ -87,24 +95,56 @@ def run_rig(
         StartError: a process failed before the run began.
         DatasetError, RecordingError: the recording cannot be made.
     """
-    scheduler = find(options.scheduler)
-    execute = scheduler.execute_steps(policy_spec, options.replan_steps)
-    if options.out is not None and options.out.exists():
+    watcher = watcher or _Nobody()
+    with opened(rig, policy, policy_spec, options) as (run, stop_asked):
+        log = run.begin(stop_asked, watcher)
+        session = Session(run, log, stop_asked, watcher)
+        failure = session.run()
+        return run.report(log, failure, session.episodes, session.successes)
+
+
+@contextmanager
+def opened(
+    rig: Rig, policy: Callable[[], Inference] | None, policy_spec: PolicySpec | None, options: RigOptions
+) -> Iterator[tuple[RigRun, Callable[[], bool]]]:
+    """The devices, connected, and the processes, started; and whether a signal asked to stop. At the end the arms rest
+    and the processes are gone. Raises as ``run_rig``."""
+    thinker = None
+    if policy is not None:
+        assert policy_spec is not None
+        execute = find(options.scheduler).execute_steps(policy_spec, options.replan_steps)
+        thinker = _Policy(policy, policy_spec, execute)
+    if options.out is not None and options.out.exists() and not options.resume:
         raise DatasetError(f"{options.out} exists; choose another path for the recording")
-    wanted = {n: c for n, c in rig.cameras.items() if options.out is not None or n in policy_spec.observation}
+    observed = thinker.spec.observation if thinker else {}
+    seen = {n: c for n, c in rig.cameras.items() if options.out is not None or n in observed or thinker is None}
+    felt = {n: c for n, c in rig.force_sensors.items() if options.out is not None or f"wrench_{n}" in observed}
+    rig = dataclasses.replace(rig, force_sensors=felt)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(signals_noted())
-        latency = {name: rig.where(name).latency_ms for name in wanted}
-        cameras = stack.enter_context(open_cameras(wanted, latency))
+        listening = stack.enter_context(listen(options.page)) if options.page is not None else None
+        latency = {name: rig.where(name).latency_ms for name in seen}
+        cameras = stack.enter_context(open_cameras(seen, latency))
         servo = stack.enter_context(ServoProcess(rig, options.servo))
         infos = {name: camera.info for name, camera in cameras.items()}
-        schema = servo.layout.schema(policy_spec.rate_hz, servo.rate_hz, infos, wrench=servo.measures_force)
-        _check_fits(policy_spec, schema, rig.name)
-        run = _RigRun(stack, rig, servo, cameras, schema, policy, policy_spec, options, execute)
-        return run.go(stop_asked, watcher or _Nobody())
+        rate_hz = thinker.spec.rate_hz if thinker else options.rate_hz
+        schema = servo.layout.schema(rate_hz, servo.rate_hz, infos, wrench=servo.measures_force)
+        schema = Schema(rate_hz, {**schema.streams, **force_streams(rig)})
+        if thinker:
+            check_fits(thinker.spec, schema, rig.name)
+        yield RigRun(stack, rig, servo, cameras, schema, thinker, options, listening), stop_asked
 
 
-class _RigRun:
+@dataclass(frozen=True)
+class _Policy:
+    """The policy of a run."""
+
+    make: Callable[[], Inference]
+    spec: PolicySpec
+    execute: int
+
+
+class RigRun:
     """The processes and rings of one run."""
 
     def __init__(
@@ -114,27 +154,36 @@ class _RigRun:
         servo: ServoProcess,
         cameras: Mapping[str, CameraProcess],
         schema: Schema,
-        policy: Callable[[], Inference],
-        spec: PolicySpec,
+        thinker: _Policy | None,
         options: RigOptions,
-        execute: int,
+        listening: socket.socket | None,
     ) -> None:
-        self._rig, self._servo, self._cameras, self.options = rig, servo, cameras, options
+        """``listening``: where the page is to be."""
+        self._rig, self._servo, self.cameras, self.options = rig, servo, cameras, options
+        self.go = Command.RESUME if thinker else Command.TAKE_OVER
+        self.schema = schema
+        self.start_pose = servo.start if options.servo.reset is None else np.array(options.servo.reset)
+        """(N,) where RESET goes."""
+        self.layout, self.rate_hz = servo.layout, servo.rate_hz
         deep = max(64, round(SLOTS_S * servo.rate_hz))
 
         def ring(fields: Mapping[str, Field], slots: int) -> Ring:
             return stack.enter_context(Ring.create(fields, slots))
 
         layout, action = servo.layout, servo.layout.action()
-        self.chunks = ring(chunk_fields(action, spec.horizon), 256)
+        horizon = thinker.spec.horizon if thinker else 1
+        self.chunks = ring(chunk_fields(action, horizon), 256)
         self.short = ring(chunk_fields(action, STEPS), 256) if options.fast else None
         self.ticks = ring(tick_fields(len(layout.names)), deep)
-        self.steps = ring(step_fields(schema), max(64, round(SLOTS_S * spec.rate_hz)))
+        self.steps = ring(step_fields(schema), max(64, round(SLOTS_S * schema.rate_hz)))
         self.session = ring(SESSION_FIELDS, 4)
         self.instruction = ring(sample_fields(schema.streams["instruction"]), 16)
         self.heart = ring(BEAT_FIELDS, 4)
-        self.commands = {name: ring(COMMAND_FIELDS, 64) for name in ("supervisor", "person", "page")}
+        pairs = self._pairs()
+        self.commands = {name: ring(COMMAND_FIELDS, 64) for name in ("supervisor", "person", *{"page": 0, **pairs})}
         self.notes, self.progress = ring(NOTE_FIELDS, 64), ring(PROGRESS_FIELDS, 4)
+        self.collect = ring(COLLECT_FIELDS, 16)
+        """Where a session is; empty without one."""
         streams = {
             name: ring(sample_fields(schema.streams[name]), deep)
             for name in ("state", "wrench")
@@ -142,68 +191,85 @@ class _RigRun:
         }
         handles = {name: one.handle for name, one in streams.items()}
         seen = {name: camera.ring.handle for name, camera in cameras.items()}
-        everything = {**handles, **seen, "instruction": self.instruction.handle}
+        self.forces = {
+            f"wrench_{name}": ring(sample_fields(stream), max(64, round(SLOTS_S * stream.rate_hz)))
+            for name, stream in ((n, schema.streams[f"wrench_{n}"]) for n in rig.force_sensors)
+        }
+        """Of the force sensors; the arms' own are in the stream "wrench"."""
+        measured = {name: one.handle for name, one in self.forces.items()}
+        self._forces = measured | {n: h for n, h in handles.items() if n == "wrench"}
+        everything = {**handles, **seen, **measured, "instruction": self.instruction.handle}
         self._operator = Operator(self.commands["supervisor"])
         self._heard = Commands({name: one for name, one in self.commands.items() if name != "supervisor"})
         self.page_address = ""
         self._next_note = 0
-        self._schema = schema
         self._text = schema.streams["instruction"]
         self._episode = -1
 
         watches = [Watch("supervisor", SUPERVISOR_NS, teleop=True)]
         beats: dict[str, RingHandle] = {"supervisor": self.heart.handle}
         for name, camera in cameras.items():
-            if name in spec.observation:
+            if thinker and name in thinker.spec.observation:
                 watches.append(Watch(f"camera {name}", CAMERA_NS))
                 beats[f"camera {name}"] = camera.health_ring.handle
         self.recorder: RecorderProcess | None = None
+        self.recorder_heart: Ring | None = None
         if options.out is not None:
-            recorder_heart = ring(BEAT_FIELDS, 4)
-            with DatasetWriter.create(options.out, schema, metadata=self._metadata()):
-                pass
+            self.recorder_heart = ring(BEAT_FIELDS, 4)
+            self._prepare(options.out)
             self.recorder = stack.enter_context(
-                RecorderProcess(options.out, self.steps.handle, everything, recorder_heart.handle)
+                RecorderProcess(options.out, self.steps.handle, everything, self.recorder_heart.handle)
             )
-            watches.append(Watch("recorder", RECORDER_NS))
-            beats["recorder"] = recorder_heart.handle
+            watches.append(Watch("recorder", RECORDER_NS, teleop=thinker is None))
+            beats["recorder"] = self.recorder_heart.handle
 
         self.workers: dict[str, Worker] = {}
         stack.callback(self._end_workers)
-        attach = functools.partial(
-            RigSenses, RigHandles({**everything}, self.chunks.handle, self.ticks.handle, self.session.handle)
-        )
-        thinking = PolicyOptions(spec, options.scheduler, execute)
-        self.workers["policy"] = Worker("policy", policy_process, attach, policy, thinking)
+        if thinker:
+            attach = functools.partial(
+                RigSenses, RigHandles(everything, self.chunks.handle, self.ticks.handle, self.session.handle)
+            )
+            thinking = PolicyOptions(thinker.spec, options.scheduler, thinker.execute)
+            self.workers["policy"] = Worker("policy", policy_process, attach, thinker.make, thinking)
         if self.short is not None:
             fast = (options.fast, self.chunks.handle, self.short.handle, handles, self.session.handle)
-            self.workers["fast policy"] = Worker("fast policy", _fast, *fast)
-        intents: dict[str, RingHandle] = {}
-        for name, arm in self._pairs().items():
-            joints = next(info.joints for info in layout.arms if info.name == arm)
-            intents[arm] = ring(intent_fields(joints), 16).handle
-            teleop = (name, rig.teleoperators[name], intents[arm], joints, self.session.handle)
-            self.workers[name] = Worker(name, _teleop, *teleop)
-        if options.page is not None:
-            with listen(options.page) as listening:
-                self.page_address = address(listening, options.page)
-                self.workers["page"] = Worker("page", run_page, self.rings(), options.page, listening)
+            self.workers["fast policy"] = Worker("fast policy", fast_process, *fast)
+        for name, one in self.forces.items():
+            sensor = name.removeprefix("wrench_")
+            delay_ns = round(rig.where(sensor).latency_ms * 1e6)
+            force = (sensor, rig.force_sensors[sensor], one.handle, delay_ns, self.session.handle)
+            self.workers[sensor] = Worker(sensor, force_process, *force)
+        self.intents: dict[str, Ring] = {}
+        """Arm -> what a person wants of it."""
+        for name, arm in pairs.items():
+            place = next(i for i, info in enumerate(layout.arms) if info.name == arm)
+            joints = layout.arms[place].joints
+            self.intents[arm] = ring(intent_fields(joints), 16)
+            if name != "page":
+                told = (self.commands[name].handle, options.buttons, self.session.handle)
+                felt = (self.ticks.handle, layout.slices[place].start)
+                teleop = (name, rig.teleoperators[name], self.intents[arm].handle, joints, *told, *felt)
+                self.workers[name] = Worker(name, teleop_process, *teleop)
+        if options.page is not None and listening is not None:
+            self.page_address = address(listening, options.page)
+            self.workers["page"] = Worker("page", run_page, self.rings(), options.page, listening)
+            listening.close()  # the page's process has it: when that goes, so does the port
         stack.callback(self._bring_to_rest)
 
         self._servo_handles = ServoHandles(
             chunks=(self.short or self.chunks).handle,
-            horizon=STEPS if self.short else spec.horizon,
-            period_ns=period_ns(spec.rate_hz),
-            start=0 if self.short else spec.start,
+            horizon=STEPS if self.short else horizon,
+            period_ns=period_ns(schema.rate_hz),
+            start=thinker.spec.start if thinker and not self.short else 0,
             streams=handles,
             steps=self.steps.handle,
             ticks=self.ticks.handle,
             beats=beats,
             watches=tuple(watches),
             commands={name: one.handle for name, one in self.commands.items()},
-            intents=intents,
+            intents={arm: one.handle for arm, one in self.intents.items()},
             scheduler="naive" if self.short else options.scheduler,
-            execute=execute,
+            execute=thinker.execute if thinker else 1,
         )
 
     def rings(self) -> RigRings:
@@ -211,8 +277,9 @@ class _RigRun:
         return RigRings(
             rig=self._rig.name,
             names=self._servo.layout.names,
+            units=units_of(self._servo.layout.action()),
             rate_hz=self._servo.rate_hz,
-            cameras={name: camera.ring.handle for name, camera in self._cameras.items()},
+            cameras={name: camera.ring.handle for name, camera in self.cameras.items()},
             ticks=self.ticks.handle,
             chunks=(self.short or self.chunks).handle,
             instruction=self.instruction.handle,
@@ -221,9 +288,25 @@ class _RigRun:
             progress=self.progress.handle,
             session=self.session.handle,
             teleoperators=bool(self._pairs()),
+            arms=self._page_arms(),
+            forces=self._forces,
+            dataset=self.options.out,
+            collect=self.collect.handle,
         )
 
-    def go(self, stop_asked: Callable[[], bool], watcher: RigWatcher) -> RigReport:
+    def _page_arms(self) -> dict[str, PageArm]:
+        """Those that viewers of the page move."""
+        layout = self._servo.layout
+        named = {info.name: (info, part.start) for info, part in zip(layout.arms, layout.slices, strict=True)}
+        moved = [arm for name, arm in self._pairs().items() if name == "page"]
+        return {
+            arm: PageArm(self.intents[arm].handle, named[arm][0].joints, named[arm][0].model, named[arm][1])
+            for arm in moved
+        }
+
+    def begin(self, stop_asked: Callable[[], bool], watcher: RigWatcher) -> RigLog:
+        """Wait for every process and let all go; from here on the servo loop runs."""
+
         def starting() -> None:
             if stop_asked():
                 raise KeyboardInterrupt
@@ -239,9 +322,10 @@ class _RigRun:
             worker.release()
         if self.page_address:
             watcher.message(f"dashboard: {self.page_address}")
-        watcher.started(Operator(self.commands["person"]), self.instruct, self.pids())
-        session = Session(self, log, stop_asked, watcher)
-        failure = session.run()
+        watcher.started(Operator(self.commands["person"]), self.instruct, self.pids(), self.rings())
+        return log
+
+    def report(self, log: RigLog, failure: str, episodes: int, successes: int) -> RigReport:
         return RigReport.of(
             log.measured,
             rig=self._rig.name,
@@ -249,15 +333,15 @@ class _RigRun:
             failure=failure,
             granted=self._servo.granted,
             rate_hz=self._servo.rate_hz,
-            episodes=session.episodes,
-            successes=session.successes,
+            episodes=episodes,
+            successes=successes,
         )
 
     def pids(self) -> dict[str, int]:
         """Of all children, by name."""
         found = {name: worker.pid for name, worker in self.workers.items()}
         found["servo"] = self._servo.pid
-        found |= {f"camera {name}": camera.pid for name, camera in self._cameras.items()}
+        found |= {f"camera {name}": camera.pid for name, camera in self.cameras.items()}
         return found | ({"recorder": self.recorder.pid} if self.recorder else {})
 
     def instruct(self, text: str) -> None:
@@ -265,11 +349,13 @@ class _RigRun:
         value, now = self._text.check("instruction", text), now_ns()
         self.instruction.publish({"capture_ns": now, "received_ns": now, "value": value})
 
-    def begin_episode(self, task: str) -> int:
+    def begin_episode(self) -> int:
+        """Its task is the instruction at its beginning; the stream "instruction" says when that changes."""
         self._episode += 1
         self.session.publish({"episode": self._episode, "stop": 0})
         if self.recorder is not None:
-            self.recorder.start(task=task, operator="policy")
+            found = self.instruction.newest()
+            self.recorder.start(task=read_text(found[1]["value"]) if found else "", operator=self.options.operator)
         return self._episode
 
     def beat(self) -> None:
@@ -309,7 +395,7 @@ class _RigRun:
         for name, worker in self.workers.items():
             if name != "page" and not worker.running:
                 return worker.failure() or f"the {worker.name} process has ended"
-        for name, camera in self._cameras.items():
+        for name, camera in self.cameras.items():
             if not lives(camera.pid):
                 return f"the process of camera {name} has ended"
         if self.recorder is not None and not lives(self.recorder.pid):
@@ -319,13 +405,22 @@ class _RigRun:
     def _pairs(self) -> dict[str, str]:
         named, rig = dict(self.options.teleoperators), self._rig
         for teleoperator, arm in named.items():
-            if teleoperator not in rig.teleoperators or arm not in rig.arms:
-                valid = f"{', '.join(rig.teleoperators) or 'none'}; arms: {', '.join(rig.arms)}"
+            there = [*rig.teleoperators, *(["page"] if self.options.page is not None else [])]
+            if teleoperator not in there or arm not in rig.arms:
+                valid = f"{', '.join(there) or 'none'}; arms: {', '.join(rig.arms)}"
                 raise UserError(f"{teleoperator}:{arm} is not in rig {rig.name}; its teleoperators: {valid}")
         return named
 
-    def _metadata(self) -> dict[str, Any]:
-        return {"rig": self._rig.name, "rig_fingerprint": self._rig.fingerprint, **self.options.metadata}
+    def _prepare(self, out: Path) -> None:
+        """A dataset for this rig at ``out``."""
+        if not self.options.resume:
+            facts = {"rig": self._rig.name, "rig_fingerprint": self._rig.fingerprint}
+            metadata: dict[str, Any] = {**facts, "start_pose": self.start_pose.tolist(), **self.options.metadata}
+            DatasetWriter.create(out, self.schema, metadata=metadata).close()
+            return
+        there = Dataset.open(out).schema
+        if there != self.schema:
+            raise DatasetError(f"{out} cannot be continued here: {schema_difference(there, self.schema)}")
 
     def _bring_to_rest(self) -> None:
         """The servo process ends when its arms rest; whoever it hears must live until then."""
@@ -339,47 +434,3 @@ class _RigRun:
         self.session.publish({"episode": self._episode, "stop": 1})
         for worker in self.workers.values():
             worker.stop(STOP_TIMEOUT_S)
-
-
-def _check_fits(spec: PolicySpec, schema: Schema, rig: str) -> None:
-    texts = {name: stream for name, stream in spec.observation.items() if stream.kind == "text"}
-    spec.check_fits(Schema(schema.rate_hz, {**schema.streams, **texts}), f"the rig {rig!r}")
-    names, wanted = schema.streams["action"].names, spec.action.names
-    if wanted and names != wanted:
-        raise SpecError(f"the policy moves {', '.join(wanted)}; the rig {rig!r} has {', '.join(names)}")
-
-
-def _stopped(session: Ring) -> Callable[[], bool]:
-    parent = os.getppid()
-
-    def stopped() -> bool:
-        found = session.newest()
-        return (found is not None and bool(found[1]["stop"])) or os.getppid() != parent
-
-    return stopped
-
-
-def _fast(
-    rendezvous: Rendezvous,
-    policy: FastPolicy,
-    chunks: RingHandle,
-    short: RingHandle,
-    streams: Mapping[str, RingHandle],
-    session: RingHandle,
-) -> None:
-    attached = {name: Ring.attach(handle) for name, handle in streams.items()}
-    rings = FastRings(Ring.attach(chunks), Ring.attach(short), attached)
-    rendezvous()
-    run_fast(policy, rings, _stopped(Ring.attach(session)))
-
-
-def _teleop(
-    rendezvous: Rendezvous,
-    name: str,
-    config: TeleoperatorConfig,
-    intents: RingHandle,
-    joints: int,
-    session: RingHandle,
-) -> None:
-    ring, stopped = Ring.attach(intents), _stopped(Ring.attach(session))
-    run_teleop(name, config, ring, joints, stopped, rendezvous)

@@ -6,7 +6,7 @@ As in training, an observation is made of samples that had been captured by its 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,17 @@ STALE_NS = SECOND_NS // 4
 
 
 SESSION_FIELDS: dict[str, Field] = {"episode": ("i8", ()), "stop": ("u1", ())}
+
+
+def stop_check(session: Ring) -> Callable[[], bool]:
+    """For a child of the supervisor: whether the run shall end, because that says so or is no more."""
+    parent = os.getppid()
+
+    def stopped() -> bool:
+        found = session.newest()
+        return (found is not None and bool(found[1]["stop"])) or os.getppid() != parent
+
+    return stopped
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class RigSenses:
         self._rings = {name: Ring.attach(handle) for name, handle in handles.streams.items()}
         self._chunks, self._ticks = Ring.attach(handles.chunks), Ring.attach(handles.ticks)
         self._session = Ring.attach(handles.session)
-        self._parent = os.getppid()
+        self.stopped: Callable[[], bool] = stop_check(self._session)
         self._period_ns = period_ns(spec.rate_hz)
         self._limit_ns = {
             name: max(STALE_NS, round(5 * SECOND_NS / stream.rate_hz)) if stream.is_native else STALE_NS
@@ -96,10 +107,6 @@ class RigSenses:
 
     def publish(self, record: Mapping[str, Any]) -> None:
         self._chunks.publish(record)
-
-    def stopped(self) -> bool:
-        session = self._session.newest()
-        return (session is not None and bool(session[1]["stop"])) or os.getppid() != self._parent
 
     def close(self) -> None:
         for ring in (*self._rings.values(), self._chunks, self._ticks, self._session):

@@ -24,11 +24,13 @@ class Run(Protocol):
     """The running processes, as ``rig_runtime`` joins them."""
 
     options: RigOptions
+    go: Command
+    """What makes the arms move at the beginning of an episode: RESUME the policy, or TAKE_OVER where there is none."""
     recorder: RecorderProcess | None
     ticks: Ring
     """Of ``servo_process.tick_fields``."""
 
-    def begin_episode(self, task: str) -> int: ...
+    def begin_episode(self) -> int: ...
 
     def tell(self, command: Command) -> None: ...
 
@@ -78,8 +80,8 @@ class Session:
         """One episode; how it ended, None where the run did."""
         options = self._run.options
         self._phase = Phase.EPISODE
-        self._run.begin_episode(options.instruction)
-        self._run.tell(Command.RESUME)
+        self._run.begin_episode()
+        self._run.tell(self._run.go)
         end = time.monotonic() + options.episode_s if options.episodes is not None else float("inf")
         verdict: Command | None = None
         ended = False
@@ -89,6 +91,8 @@ class Session:
                     verdict = command
                     ended = options.episodes is not None
                 ended |= command is Command.END
+                if command is Command.RESUME and self._run.go is not Command.RESUME:
+                    self._run.tell(self._run.go)
         timed_out = time.monotonic() >= end
         self._rest()
         self._keep(verdict)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.dataset import DatasetError
@@ -25,8 +25,10 @@ from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.channels import Channels
 from robolearn_deploy.chunks import ControlState
 from robolearn_deploy.control_process import ControlOptions, control_process
+from robolearn_deploy.dashboard.rings import Phase
 from robolearn_deploy.inference import Inference
 from robolearn_deploy.log import Log, Measurements, recording_schema
+from robolearn_deploy.operator import Command, Operator
 from robolearn_deploy.plan import PlanTiming
 from robolearn_deploy.policy_process import PolicyOptions, policy_process
 from robolearn_deploy.report import Report
@@ -34,6 +36,9 @@ from robolearn_deploy.schedulers import find
 from robolearn_deploy.senses import WorldSenses
 from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_hardware.clock import period_ns
+
+if TYPE_CHECKING:
+    from robolearn_deploy.world_people import People, PeopleOptions
 
 POLL_S = 0.02
 START_TIMEOUT_S = 180.0
@@ -59,6 +64,8 @@ class RunOptions:
     """What to do, for a policy that observes a text; ``Running.instruct`` changes it."""
     relative: tuple[int, ...] = ()
     """Components of the action that are changes per control period, see ``chunks.hold_action``."""
+    people: PeopleOptions | None = None
+    """Who may take over."""
     out: Path | None = None
     """Record a dataset here."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +80,8 @@ class Running:
     control: int
     instruct: Callable[[str], None]
     """Changes the instruction; the next inference sees it. Raises SchemaError where it is too long."""
+    operator: Operator | None = None
+    """Takes the commands of a person at the terminal, where the run has people."""
 
 
 class Watcher(Protocol):
@@ -138,7 +147,16 @@ def run(
         thinker = Worker("policy", policy_process, attach, policy, thinking)
         workers.append(thinker)
         timing = PlanTiming(period_ns(policy_spec.rate_hz), policy_spec.start, execute)
-        acting = ControlOptions(world_spec, options.seed, options.episodes, options.relative, options.scheduler, timing)
+        people = _people(stack, world_spec, options, channels) if options.people else None
+        acting = ControlOptions(
+            world_spec,
+            options.seed,
+            options.episodes,
+            options.relative,
+            options.scheduler,
+            timing,
+            people.handles if people else None,
+        )
         actor = Worker("control", control_process, channels.handles, world, acting)
         workers.append(actor)
 
@@ -147,7 +165,7 @@ def run(
             if stop_asked():
                 raise KeyboardInterrupt
 
-        wait_ready(workers, START_TIMEOUT_S, starting)
+        wait_ready([*workers, *(people.workers.values() if people else ())], START_TIMEOUT_S, starting)
         writer = None
         if options.out is not None:
             made = DatasetWriter.create(options.out, recording_schema(schema, texts), metadata=options.metadata)
@@ -157,8 +175,16 @@ def run(
             channels.instruct(options.instruction)
         for worker in workers:
             worker.release()
-        watcher.started(Running(thinker.pid, actor.pid, channels.instruct))
-        failure = _watch(thinker, actor, log, options.seconds, stop_asked, watcher)
+        if people:
+            people.begin()
+            if people.address:
+                watcher.message(f"page: {people.address}")
+        watcher.started(Running(thinker.pid, actor.pid, channels.instruct, people.person if people else None))
+
+        def over() -> bool:
+            return stop_asked() or (people is not None and _hear(people, channels, log, watcher))
+
+        failure = _watch(thinker, actor, log, options.seconds, over, watcher)
         _end(channels, workers)
         log.finish()
         failure = failure or actor.failure() or thinker.failure()
@@ -189,6 +215,22 @@ def _watch(
                 if now - holding_since > HOLD_AFTER_FAILURE_S:
                     return failure
         time.sleep(POLL_S)
+
+
+def _people(stack: ExitStack, spec: WorldSpec, options: RunOptions, channels: Channels) -> People:
+    from robolearn_deploy.world_people import People
+
+    assert options.people is not None
+    return People(stack, spec, options.people, chunks=channels.chunks.handle, dataset=options.out)
+
+
+def _hear(people: People, channels: Channels, log: Log, watcher: Watcher) -> bool:
+    """Hand on what people say, and tell the page where the run is; whether they end it."""
+    episodes = log.measured.episodes
+    people.show(Phase.EPISODE, len(episodes), sum(e.success for e in episodes), channels.instruction())
+    for line in people.noted(channels.instruct):
+        watcher.message(line)
+    return Command.END in list(people.heard())
 
 
 def _end(channels: Channels, workers: list[Worker]) -> None:

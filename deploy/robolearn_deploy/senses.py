@@ -11,7 +11,7 @@ import numpy as np
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import Observation
 from robolearn_deploy.channels import Channels, Handles, stream_field
-from robolearn_deploy.chunks import ControlState
+from robolearn_deploy.chunks import DRIVEN
 from robolearn_hardware.clock import period_ns
 from robolearn_hardware.ring import Ring
 
@@ -85,7 +85,7 @@ class WorldSenses:
     def done(self) -> Iterator[Done]:
         for index, tick in self._channels.ticks.since(self._next_tick):
             self._next_tick = index + 1
-            if tick["state"] != ControlState.WAITING:
+            if tick["state"] in DRIVEN:
                 yield Done(
                     int(tick["due_ns"]),
                     tick["sent"],

@@ -76,6 +76,7 @@ def tick_fields(size: int) -> dict[str, Field]:
         "missed": ("i8", ()),  # deadlines passed unserved, see ticker.Tick
         "state": ("u1", ()),  # stall.State
         "cause": (f"S{CAUSE_BYTES}", ()),
+        "paused": ("u1", ()),  # see stall.StallContract.paused
         "condition": ("u1", ()),  # devices.Condition, of the arm that is worst
         "person": ("u1", ()),  # a person holds the deadman
         "at_rest": ("u1", ()),
@@ -233,7 +234,7 @@ class _Servo:
                 case Command.END:
                     self._ending, asked = True, Asked.PAUSE
                 case Command.PAUSE | Command.TAKE_OVER | Command.HAND_BACK:
-                    asked = Asked[command.name]
+                    self._resetting, asked = False, Asked[command.name]
                 case _:  # of the episode: the supervisor's
                     pass
         return asked
@@ -301,6 +302,7 @@ class _Servo:
                 "missed": tick.missed,
                 "state": int(state),
                 "cause": cause.encode()[:CAUSE_BYTES],
+                "paused": self._stall.paused,
                 "condition": int(self._condition()),
                 "person": any(one.person for one in arms),
                 "at_rest": self._at_rest(),

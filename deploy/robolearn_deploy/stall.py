@@ -122,8 +122,17 @@ class Order(NamedTuple):
     the duty was FOLLOW before."""
 
 
+SUPERVISOR_NS = 500_000_000
+CAMERA_NS = 1_500_000_000
+"""A camera's process beats every half second. That no picture comes is seen by the policy, which then makes no plan."""
+RECORDER_NS = 3_000_000_000
+TELEOPERATOR_NS = 200_000_000
+"""A teleoperator that has said nothing for so long is not followed any more: the arm stops, and stays TELEOP."""
+
+
 def time_to_rest_s(rest_time_s: float, period_s: float, *, allowed_s: float = 0.0, hold_s: float = 0.0) -> float:
-    """The most time from a failure to rest: until it is noticed, held, and the arm has braked.
+    """The most time from a failure to rest: until it is noticed, held, and the arm has braked. Of ticks in time: each
+    deadline that is missed meanwhile, because the arm answers late say, adds a period.
 
     Args:
         rest_time_s: ``limiter.Limiter.rest_time_s``.
@@ -133,6 +142,38 @@ def time_to_rest_s(rest_time_s: float, period_s: float, *, allowed_s: float = 0.
         hold_s: of the contract; 0 for an e-stop, a pause, and in TELEOP and MOVING, which do not hold.
     """
     return allowed_s + hold_s + rest_time_s + 2 * period_s
+
+
+def stated_times_s(
+    rest_time_s: float,
+    period_s: float,
+    *,
+    plan_s: float,
+    fast_plan_s: float | None = None,
+    blind_s: float = 0.25,
+    hold_s: float = 0.1,
+) -> dict[str, float]:
+    """The most time to rest after each failure on a rig, in one place. A process fails when it is stopped or killed,
+    when it raises, or when it has no memory left.
+
+    Args:
+        rest_time_s, period_s, hold_s: as of ``time_to_rest_s``.
+        plan_s: from the capture of an observation to the expiry of its chunk: (horizon - start) control periods.
+        fast_plan_s: from a tick of the fast policy to the expiry of its short chunk; None: there is none.
+        blind_s: the greatest age of a picture that the policy infers from (``rig_senses.STALE_NS``).
+    """
+    allowed = {"policy": plan_s, "policy server": plan_s}
+    if fast_plan_s is not None:
+        allowed["fast policy"] = fast_plan_s
+    # A camera may fall silent and beat, or not beat.
+    allowed["camera"] = max(CAMERA_NS / SECOND_NS, blind_s + plan_s)
+    allowed |= {"recorder": RECORDER_NS / SECOND_NS, "supervisor": SUPERVISOR_NS / SECOND_NS}
+    stated = {
+        name: time_to_rest_s(rest_time_s, period_s, allowed_s=allowed_s, hold_s=hold_s)
+        for name, allowed_s in allowed.items()
+    }
+    stated["teleoperator"] = time_to_rest_s(rest_time_s, period_s, allowed_s=TELEOPERATOR_NS / SECOND_NS)
+    return stated | {"e-stop": time_to_rest_s(rest_time_s, period_s)}
 
 
 _FOLLOWS = (Condition.READY, Condition.DEGRADED)

@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_deploy.rotations import conjugate, exp, product, unit
+from robolearn_deploy.rotations import conjugate, exp, product, rotated, unit
+from robolearn_deploy.stall import TELEOPERATOR_NS as STALE_NS
 from robolearn_hardware.clock import SECOND_NS
 from robolearn_hardware.devices import ArmInfo, DeviceError, Intent, LimitError
 from robolearn_hardware.kinematics import DifferentialIK, Kinematics, Pose, Twist, pose_error
 from robolearn_hardware.ring import Field
 
-STALE_NS = SECOND_NS // 5
-"""A teleoperator that has said nothing for so long is not followed any more: the arm holds."""
 JUMP_M, JUMP_RAD = 0.1, 0.5
 """A displacement that changes by more from one reading to the next is an error of tracking. It is not followed until
 the clutch is taken again."""
@@ -37,6 +36,7 @@ def intent_fields(joints: int) -> dict[str, Field]:
         "enabled": ("u1", ()),
         "positions": ("f8", (joints,)),  # NaN without
         "twist": ("f8", (6,)),  # NaN without
+        "tool_axes": ("u1", ()),
         "displacement": ("f8", (6,)),  # NaN without
         "clutch": ("i8", ()),
         "gripper": ("f8", ()),
@@ -57,6 +57,7 @@ def intent_record(intent: Intent, joints: int) -> Mapping[str, Any]:
         "enabled": intent.enabled,
         "positions": positions,
         "twist": np.full(6, np.nan) if intent.twist is None else intent.twist,
+        "tool_axes": intent.tool_axes,
         "displacement": np.full(6, np.nan) if intent.displacement is None else intent.displacement,
         "clutch": intent.clutch,
         "gripper": intent.gripper,
@@ -72,7 +73,7 @@ class TakeOver:
         self._target = np.zeros(arm.joints)
         self._gripper = np.nan
         self._leader: np.ndarray | None = None
-        self._hand: _Hand | None = None
+        self._hand: Hand | None = None
         self._capture_ns = self._asked_ns = 0
 
     def prepare(self) -> None:
@@ -82,12 +83,18 @@ class TakeOver:
             self._ik = DifferentialIK(Kinematics(self._model), limits=self._limits, firmware=self._firmware)
 
     def begin(self, positions: np.ndarray, gripper: float) -> None:
-        """The arm is at ``positions`` (J,) rad as last commanded, its gripper at ``gripper``."""
+        """Changes count from ``positions`` (J,) rad, where the arm comes to rest, its gripper at ``gripper``."""
         self._target, self._gripper = positions.copy(), gripper
         self._leader = self._hand = None
+        self._capture_ns = 0
+
+    def rest(self, positions: np.ndarray) -> None:
+        """Nobody holds the arm, which comes to rest at ``positions`` (J,) rad: from there they go on."""
+        self._target = positions.copy()
 
     def target(self, record: np.void | None, now_ns: int) -> tuple[np.ndarray, float, bool]:
-        """Joint targets (J,), gripper, and whether somebody holds the deadman; without, the target stays.
+        """Joint targets (J,), gripper, and whether somebody holds the deadman. Without, the targets mean nothing: the
+        arm stops, and ``rest`` is to be told where.
 
         Args:
             record: the newest of the ring, None while there is none.
@@ -95,8 +102,10 @@ class TakeOver:
         since_s = min(now_ns - self._asked_ns, STALE_NS) / SECOND_NS
         self._asked_ns = now_ns
         capture_ns = 0 if record is None else int(record["capture_ns"])
-        if record is None or not record["enabled"] or now_ns - capture_ns > STALE_NS:
+        stale = now_ns - capture_ns > STALE_NS
+        if record is None or not record["enabled"] or stale:
             self._leader = self._hand = None  # whoever comes back takes over from where they are then
+            self._capture_ns = 0 if stale else capture_ns  # a twist counts from here
             return self._target, self._gripper, False
         if np.isfinite(record["positions"]).all():
             leader = record["positions"]
@@ -108,20 +117,28 @@ class TakeOver:
             clutch = int(record["clutch"])
             if self._hand is None or self._hand.clutch != clutch:
                 tool = self._ik.kinematics.forward(self._target)
-                self._hand = _Hand(clutch, tool, record["displacement"].copy(), record["displacement"].copy())
+                self._hand = Hand(clutch, tool, record["displacement"].copy(), record["displacement"].copy())
             pose = self._hand.moved(record["displacement"])
             if pose is None:
                 return self._target, self._gripper, False
             distance, angle = pose_error(self._ik.kinematics.forward(self._target), pose)
             if distance > _THERE_M or angle > _THERE_RAD:
                 self._step(self._ik, pose, since_s)
-        elif self._ik is not None and np.isfinite(record["twist"]).all() and capture_ns > self._capture_ns:
+        elif self._ik is not None and np.isfinite(record["twist"]).all() and 0 < self._capture_ns < capture_ns:
             since_s = min(capture_ns - self._capture_ns, STALE_NS) / SECOND_NS
-            self._step(self._ik, Twist(record["twist"][:3], record["twist"][3:]), since_s)
+            if record["twist"].any():  # without, a joint too many would creep
+                self._step(self._ik, self._twist(self._ik, record), since_s)
         self._capture_ns = capture_ns
         if np.isfinite(record["gripper"]):
             self._gripper = float(np.clip(record["gripper"], 0, 1))
         return self._target, self._gripper, True
+
+    def _twist(self, ik: DifferentialIK, record: np.void) -> Twist:
+        parts = record["twist"][:3], record["twist"][3:]
+        if record["tool_axes"]:
+            turn = ik.kinematics.forward(self._target).quaternion
+            parts = rotated(turn, parts[0]), rotated(turn, parts[1])
+        return Twist(*parts)
 
     def _step(self, ik: DifferentialIK, towards: Pose | Twist, since_s: float) -> None:
         with contextlib.suppress(LimitError):  # no step that way: it stays
@@ -129,7 +146,7 @@ class TakeOver:
 
 
 @dataclass(eq=False)
-class _Hand:
+class Hand:
     """A hand that moves the tool since a clutch was taken."""
 
     clutch: int

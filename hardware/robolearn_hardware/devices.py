@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -291,7 +291,8 @@ class Intent:
     positions: np.ndarray | None = None
     """(J,) rad, of a leader arm"""
     twist: np.ndarray | None = None
-    """(6,) m/s and rad/s of the tool in the base frame"""
+    """(6,) m/s and rad/s of the tool, along the axes of the base frame; or, with ``tool_axes``, along its own"""
+    tool_axes: bool = False
     displacement: np.ndarray | None = None
     """(6,) how far the hand has come since ``clutch`` was taken, in the arm's base frame and scaled as the tool shall
     move: m, and a rotation vector in rad. A reading that is lost loses no motion, as one of ``twist`` does."""
@@ -312,3 +313,13 @@ class Teleoperator(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ForceReflecting(Protocol):
+    """A teleoperator that a person's hand can feel the follower through."""
+
+    def feel(self, behind: np.ndarray) -> None:
+        """How far (J,) rad the follower is from where this wants it. It resists until the follower follows, or says no
+        more. Returns at once; it acts in ``read``."""
+        ...

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from robolearn_hardware.clock import now_ns, wait_until_ns
+from robolearn_hardware.teleop.find import list_teleoperators
 
 Verdict = Literal["ok", "warning", "failure"]
 
@@ -29,7 +30,7 @@ SDKS = {
 }
 """Extra of robolearn -> the packages that drive those devices."""
 
-_RULES = Path("/etc/udev/rules.d/99-robolearn.rules")
+_RULES = Path("/etc/udev/rules.d/70-robolearn.rules")
 _LATENCY_TIMERS = Path("/sys/bus/usb-serial/devices")
 _RATE_HZ, _TICKS = 500, 250
 _LATE_MS = 1.0
@@ -56,6 +57,7 @@ def check_machine() -> Iterator[Check]:
     yield _shared_memory()
     yield from _latency_timers()
     yield _rules()
+    yield from _teleoperators()
     yield from _sdks()
 
 
@@ -138,6 +140,13 @@ def _rules() -> Check:
         f"sudo cp hardware/udev/{_RULES.name} {_RULES.parent}/ && sudo udevadm control --reload && sudo udevadm trigger"
     )
     return Check("permissions", "warning", "udev rules are not installed: devices may refuse to open", advice)
+
+
+def _teleoperators() -> Iterator[Check]:
+    for one in list_teleoperators():
+        if one.kind != "keyboard":  # those of the machine are not for robots, and a terminal's need no rights
+            verdict = "warning" if one.problem else "ok"
+            yield Check(f"{one.kind} {one.name}", verdict, one.problem or "can be used", "see hardware/udev")
 
 
 def _sdks() -> Iterator[Check]:

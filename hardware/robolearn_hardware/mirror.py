@@ -13,6 +13,7 @@ from robolearn_hardware.devices import (
     ArmState,
     Condition,
     DeviceError,
+    ForceReflecting,
     Intent,
     LimitError,
     NotReadyError,
@@ -46,6 +47,10 @@ class MirrorTick:
     intent: Intent
     took_ns: int
     """Reading both arms and writing one."""
+
+    @property
+    def said(self) -> str:
+        return self.phase.value
 
 
 class Mirror:
@@ -91,6 +96,8 @@ class Mirror:
         except LimitError:  # it keeps its last target, and goes on from there when the leader comes back
             phase, self._motion, self._stopping = Phase.BLOCKED, self._slow, False
             self._slow.begin(self._sent)
+        if phase in (Phase.FOLLOWING, Phase.BLOCKED) and isinstance(self._leader, ForceReflecting):
+            self._leader.feel(state.positions - _wanted(intent, limits.joints, self._follower.info.name))
         return MirrorTick(phase, wanted, self._sent, state, intent, now_ns() - begun)
 
     def stop(self) -> bool:

@@ -33,6 +33,9 @@ from robolearn_hardware.servo.kinds import (
     WidowXLeaderConfig,
 )
 from robolearn_hardware.simulated import SimulatedConfig
+from robolearn_hardware.teleop.gamepad import GamepadConfig
+from robolearn_hardware.teleop.keyboard import KeyboardConfig
+from robolearn_hardware.teleop.spacemouse import SpaceMouseConfig
 from robolearn_hardware.twins.host import Twins
 
 
@@ -90,11 +93,14 @@ CAMERAS: dict[str, type[CameraConfig]] = {
 }
 FORCE_SENSORS: dict[str, type[ForceSensorConfig]] = {}
 TELEOPERATORS: dict[str, type[TeleoperatorConfig]] = {
+    "gamepad": GamepadConfig,
     "gello": GelloConfig,
+    "keyboard": KeyboardConfig,
     "koch_leader": KochLeaderConfig,
     "lerobot": LeRobotTeleoperatorConfig,
     "so100_leader": So100LeaderConfig,
     "so101_leader": So101LeaderConfig,
+    "spacemouse": SpaceMouseConfig,
     "widowx_leader": WidowXLeaderConfig,
 }
 

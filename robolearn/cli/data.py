@@ -11,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from robolearn.cli import data_edit, data_look, data_replay, data_transfer
+from robolearn.cli import data_edit, data_generate, data_look, data_replay, data_transfer
 from robolearn.cli.parse import DatasetPath
 from robolearn.cli.tables import size_text
 
@@ -152,4 +152,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     **data_edit.COMMANDS,
     **data_transfer.COMMANDS,
     **data_replay.COMMANDS,
+    **data_generate.COMMANDS,
 }

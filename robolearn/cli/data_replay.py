@@ -52,7 +52,7 @@ def replay(options: Replay) -> int:
     from robolearn.evaluation.video import write_video
     from robolearn_data.dataset import Dataset
     from robolearn_data.statistics import component_name
-    from robolearn_sim.worlds import make_world
+    from robolearn_sim.worlds import WORLDS, make_world
 
     dataset = Dataset.open(options.path)
     rows = dataset.rows(options.episode)
@@ -65,7 +65,8 @@ def replay(options: Replay) -> int:
         if recorded is None or recorded.shape != streams["action"].shape or not shared:
             raise ReplayError(
                 f"{options.path} does not fit {options.world}: it needs 'action' of {streams['action'].shape} and a "
-                f"state stream of it ({', '.join(world.spec.schema.of_kind('state'))}); valid worlds: pusht, lift"
+                f"state stream of it ({', '.join(world.spec.schema.of_kind('state'))}); valid worlds: "
+                + ", ".join(WORLDS)
             )
         actions = dataset.read(name, rows)
         states = {n: dataset.read(n, rows).astype(np.float64) for n in shared}

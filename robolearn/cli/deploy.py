@@ -34,13 +34,13 @@ class Deploy:
     policy: str | None = None
     """Instead of a checkpoint: ws://HOST:PORT or wss://HOST:PORT of a `robolearn serve`."""
     token_file: Path | None = None
-    """The server's token. Without this option the environment variable ROBOLEARN_TOKEN holds it."""
+    """The token of the policy's server, and of the page. Without it the variable ROBOLEARN_TOKEN holds it."""
     certificate: Path | None = None
     """The server's certificate, where no authority that this system trusts has signed it."""
     rig: Path | None = None
     """A rig file (hardware/rigs; those that end in _twin need no robot)."""
     world: str | None = None
-    """Or a simulated world: pusht, lift."""
+    """Or a simulated world: pusht, lift, can, square, stack, door, so101_tabletop."""
     seconds: float = 30.0
     """How long."""
     episodes: int | None = None
@@ -73,8 +73,8 @@ class Deploy:
     reset_s: float = 5.0
     """Rig: with --episodes, time for a person to set the scene (the key g goes on at once)."""
     teleop: tuple[str, ...] = ()
-    """Rig: TELEOPERATOR:ARM by their names there, for the keys t (take over) and b (hand back); by default the only
-    ones."""
+    """For the keys t (take over) and b (hand back). Rig: TELEOPERATOR:ARM by their names there; by default the only
+    ones. World: page, or KIND or KIND:PORT of a teleoperator at this machine; by default nobody takes over."""
     servo_hz: float | None = None
     """Rig: ticks of the servo loop a second; by default what the slowest arm can do."""
     fifo: bool = True
@@ -84,11 +84,19 @@ class Deploy:
     approach: bool = True
     """Rig: go slowly to where the plan begins; otherwise wait for the key g."""
     page: bool = True
-    """Rig: show the run on a page for browsers: cameras, plan, delays, e-stop, take-over, instruction."""
+    """Rig, or a world with --teleop: show the run on a page for browsers: cameras, plan, delays, e-stop, take-over,
+    instruction."""
     page_host: str = "127.0.0.1"
-    """Others than this machine need the token (--token-file, or ROBOLEARN_TOKEN)."""
+    """Where to show it; 0.0.0.0: on every address of this machine. Without --token-file and ROBOLEARN_TOKEN a token is
+    made, kept, and said with the address."""
     page_port: int = 8040
     """0: any free one."""
+    page_cert: Path | None = None
+    """Certificate (PEM) with which the page is at https, with --page-key."""
+    page_key: Path | None = None
+    """Its private key (PEM)."""
+    page_self_signed: bool = False
+    """https with a certificate of our own making, for phones and headsets: their browsers ask once whether to go on."""
     dry_run: Path | None = None
     """Move nothing: ask the policy what this dataset's observations ask for, and compare with the recorded actions."""
     json: Path | None = None
@@ -191,17 +199,23 @@ def remote_policy(options: Deploy) -> PolicySource:
 
 
 def _check(options: Deploy) -> None:
-    if (options.checkpoint is None) == (options.policy is None):
+    if options.checkpoint is None and options.policy is None:
         raise UserError("name a policy: a checkpoint folder, or --policy ws://HOST:PORT of a `robolearn serve`")
+    if options.checkpoint is not None and options.policy is not None:
+        raise UserError(f"two policies are named, {options.checkpoint} and {options.policy}; give one of them")
     here = [f"--{name}" for name in ("steps", "sampler", "cores") if getattr(options, name) is not None]
     if options.policy is not None and here:
         raise UserError(f"{' and '.join(here)}: the server decides; give that to `robolearn serve`")
     if options.policy is None and options.certificate:
         raise UserError("--certificate is for a policy on a network; name it with --policy")
+    if not 0 <= options.page_port < 1 << 16:
+        raise UserError(f"--page-port {options.page_port} does not exist; give 1 to 65535, or 0 for any free one")
     if options.policy is None and options.rig is None and options.token_file:
         raise UserError("--token-file is for a policy on a network (--policy) or for the page of a rig")
-    if (options.rig, options.world, options.dry_run).count(None) != 2:
-        raise UsageError("say where: --rig hardware/rigs/so101_twin.yaml, --world pusht, or --dry-run DATASET")
+    places = (options.rig, options.world, options.dry_run).count(None)
+    if places != 2:
+        several = "" if places == 3 else "in one place, not several; "
+        raise UsageError(f"{several}say where: --rig hardware/rigs/so101_twin.yaml, --world pusht, --dry-run DATASET")
     for name in ("seconds", "episode_s"):
         value = getattr(options, name)
         if not 0 < value < float("inf"):

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robolearn.cli.keys import Keys
+from robolearn.cli.page import page_options
 from robolearn.cli.parse import UsageError
 
 if TYPE_CHECKING:
     from robolearn.cli.deploy import Deploy, PolicySource
+    from robolearn_deploy.dashboard.rings import RigRings
     from robolearn_deploy.operator import Operator
     from robolearn_deploy.rig_log import RigMeasured, RigReport
     from robolearn_hardware.rig import Rig
@@ -37,13 +39,9 @@ def run_on_rig(options: Deploy, path: Path, source: PolicySource) -> RigReport:
     from robolearn_deploy.rig_options import RigOptions
     from robolearn_deploy.rig_runtime import run_rig
     from robolearn_hardware.rig import load_rig, with_twins
+    from robolearn_hardware.teleop.shared_terminal import shared_terminal
 
-    rig, page = load_rig(path), None
-    if options.page:
-        from robolearn_deploy.dashboard.access import PageOptions
-        from robolearn_deploy.wire.security import read_token
-
-        page = PageOptions(options.page_host, options.page_port, read_token(options.token_file))
+    rig = load_rig(path)
     servo = ServoOptions(rate_hz=options.servo_hz, fifo=options.fifo, core=options.core, approach=options.approach)
     rig_options = RigOptions(
         seconds=options.seconds,
@@ -56,11 +54,15 @@ def run_on_rig(options: Deploy, path: Path, source: PolicySource) -> RigReport:
         teleoperators=_pairs(rig, options.teleop),
         servo=servo,
         out=options.out,
-        page=page,
+        page=page_options(options) if options.page else None,
         metadata={"source": "robolearn deploy", **source.named},
     )
-    with with_twins(rig) as (reachable, _), _Terminal(options.seconds) as watcher:
-        return run_rig(reachable, source.make, source.spec, rig_options, watcher)
+    with (
+        with_twins(rig) as (reachable, _),
+        shared_terminal(reachable) as (heard, typed),
+        _Terminal(options.seconds, typed) as watcher,
+    ):
+        return run_rig(heard, source.make, source.spec, rig_options, watcher)
 
 
 def _pairs(rig: Rig, named: tuple[str, ...]) -> dict[str, str]:
@@ -83,15 +85,16 @@ def _pairs(rig: Rig, named: tuple[str, ...]) -> dict[str, str]:
 class _Terminal:
     """A line that says what the robot does, and keys that tell it. Fulfils robolearn_deploy's RigWatcher."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, typed: Callable[[str], None] = lambda key: None) -> None:
+        """``typed``: is told the keys that are no commands."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (BarColumn(20), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
         self._console = Console(stderr=True)
-        self._progress = Progress(*columns, TextColumn("{task.description}"), console=self._console)
+        self._progress = Progress(*columns, TextColumn("{task.description}", markup=False), console=self._console)
         self._task = self._progress.add_task("starting cameras, arms and policy", total=seconds)
-        self._keys = Keys()
+        self._keys, self._typed = Keys(), typed
         self._operator: Operator | None = None
         self._instruct: Callable[[str], None] = lambda text: None
 
@@ -104,7 +107,9 @@ class _Terminal:
         self._progress.stop()
         self._keys.cooked()
 
-    def started(self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int]) -> None:
+    def started(
+        self, operator: Operator, instruct: Callable[[str], None], pids: Mapping[str, int], rings: RigRings
+    ) -> None:
         self._operator, self._instruct = operator, instruct
         named = "   ".join(f"[b]{_shown(key)}[/b] {meaning}" for key, (_, meaning) in KEYS.items())
         self._console.print(named, highlight=False)
@@ -113,7 +118,9 @@ class _Terminal:
         from robolearn_deploy.operator import Command
 
         while key := self._keys.pressed():
-            if key in KEYS and self._operator is not None:
+            if key not in KEYS:
+                self._typed(key)
+            elif self._operator is not None:
                 self._operator.tell(Command[KEYS[key][0]])
         if measured.state is not None:
             hand = " (deadman held)" if measured.person else ""
@@ -121,7 +128,8 @@ class _Terminal:
             self._progress.update(self._task, completed=elapsed_s, description=text)
 
     def message(self, text: str) -> None:
-        self._console.print(f"robolearn: {text}", highlight=False)
+        # Viewers of the page write some of it: none of it is markup. Addresses stay in one piece.
+        self._console.print(f"robolearn: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _shown(key: str) -> str:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from robolearn.cli.deploy_rig import KEYS
+from robolearn.cli.keys import Keys, shown_key
+
 if TYPE_CHECKING:
     from robolearn.cli.deploy import Deploy, PolicySource
+    from robolearn_data.world import WorldSpec
     from robolearn_deploy.log import Measurements
+    from robolearn_deploy.operator import Operator
     from robolearn_deploy.report import Report
     from robolearn_deploy.runtime import Running
+    from robolearn_deploy.world_people import PeopleOptions
+
+_KEYS = "tb gerq"
+"""Of the keys of a run on a rig, those that mean something in a world, where it says itself how an episode went."""
 
 
 def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Report:
@@ -29,6 +38,7 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
         replan_steps=options.replan,
         instruction=options.instruction,
         relative=world.schema.stream("action").relative,
+        people=_people(options, world),
         out=options.out,
         metadata={"source": "robolearn deploy", "world": world_name, **source.named},
     )
@@ -37,8 +47,19 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
         return run_policy(make, world, source.make, source.spec, run_options, watcher)
 
 
+def _people(options: Deploy, world: WorldSpec) -> PeopleOptions | None:
+    """Those who may take over; None without --teleop."""
+    if not options.teleop:
+        return None
+    from robolearn.cli.collect_world import people_of
+    from robolearn.cli.page import page_options
+
+    return people_of(world, options.teleop, page_options(options) if options.page else None)
+
+
 class _Bar:
-    """A progress bar of the run's time, with what the control loop is doing. Fulfils robolearn_deploy's Watcher."""
+    """A progress bar of the run's time, with what the control loop is doing; and keys, where a person may take over.
+    Fulfils robolearn_deploy's Watcher."""
 
     def __init__(self, seconds: float) -> None:
         from rich.console import Console
@@ -46,8 +67,11 @@ class _Bar:
 
         columns = (BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"), TimeRemainingColumn())
         self._console = Console(stderr=True)
-        self._progress = Progress(*columns, TextColumn("{task.description}"), console=self._console)
+        self._progress = Progress(*columns, TextColumn("{task.description}", markup=False), console=self._console)
         self._task = self._progress.add_task("starting policy and world", total=seconds)
+
+        self._keys = Keys()
+        self._operator: Operator | None = None
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -55,15 +79,25 @@ class _Bar:
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
+        self._keys.cooked()
 
     def started(self, running: Running) -> None:
-        pass
+        if running.operator is not None:
+            self._operator = running.operator
+            self._keys.__enter__()
+            named = "   ".join(f"[b]{shown_key(key)}[/b] {KEYS[key][1]}" for key in _KEYS)
+            self._console.print(named, highlight=False)
 
     def progress(self, elapsed_s: float, measured: Measurements) -> None:
+        from robolearn_deploy.operator import Command
+
+        while key := self._keys.pressed():
+            if key in _KEYS and self._operator is not None:
+                self._operator.tell(Command[KEYS[key][0]])
         if measured.state is not None:
             solved = sum(e.success for e in measured.episodes)
             text = f"{measured.state.name}   {len(measured.episodes)} episodes, {solved} solved"
             self._progress.update(self._task, completed=elapsed_s, description=text)
 
     def message(self, text: str) -> None:
-        self._console.print(f"robolearn: {text}", highlight=False)
+        self._console.print(f"robolearn: {text}", highlight=False, markup=False, soft_wrap=True)

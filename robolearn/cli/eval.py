@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robolearn_deploy.delayed import Delays
 
 
-ENVS = {"lift": 8}
+ENVS: dict[str, int] = dict.fromkeys(("lift", "can", "square", "stack", "door"), 8)
 """Worlds in a process by default, where they are too heavy for 32."""
 
 
@@ -37,7 +37,7 @@ class Eval:
     checkpoint: Positional[Path]
     """A checkpoint folder, or the folder of a training run (then its newest checkpoint)."""
     world: str
-    """Where to run it: pusht, lift."""
+    """Where to run it: pusht, lift, can, square, stack, door, so101_tabletop."""
     episodes: int = 50
     """How many. 50 tell 80 % from 95 %; 500 tell 80 % from 85 %."""
     seed: int = 100_000

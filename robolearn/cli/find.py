@@ -1,4 +1,4 @@
-"""`robolearn find ports | cameras | motors`: what is connected, and under which name."""
+"""`robolearn find ports | cameras | motors | teleoperators`: what is connected, and under which name."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class FindMotors:
     """By default both are asked."""
     baud: int | None = None
     """By default the usual ones."""
+
+
+@dataclass(frozen=True)
+class FindTeleoperators:
+    """List SpaceMice, gamepads and keyboards, as a rig file names them. Leader arms are among the ports."""
 
 
 def find_ports(options: FindPorts) -> int:
@@ -88,6 +93,25 @@ def find_cameras(options: FindCameras) -> int:
     return 0
 
 
+def find_teleoperators(options: FindTeleoperators) -> int:
+    """list SpaceMice, gamepads and keyboards, and why one cannot be used"""
+    from robolearn_hardware.teleop.find import list_teleoperators
+
+    found = list_teleoperators()
+    for one in found:
+        device = f"  device: {one.device}" if one.device else ""
+        print(f"kind: {one.kind}{device}  ({one.name})")
+        if one.problem:
+            print(f"    {one.problem}")
+    if not any(one.kind != "keyboard" and not one.problem for one in found):
+        print(
+            "no SpaceMouse and no gamepad can be used: is it plugged in, or its receiver? The keyboard of a terminal "
+            "can (kind: keyboard), and `--teleop page` needs a browser alone"
+        )
+        return 1
+    return 0
+
+
 def find_motors(options: FindMotors) -> int:
     """which servo motors answer on a port"""
     from robolearn_hardware.servo.bus import ServoBus
@@ -120,4 +144,5 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int | None]]] = {
     "ports": (FindPorts, find_ports),
     "cameras": (FindCameras, find_cameras),
     "motors": (FindMotors, find_motors),
+    "teleoperators": (FindTeleoperators, find_teleoperators),
 }

@@ -16,7 +16,7 @@ COMMANDS = {
     "collect": "record demonstrations into a dataset",
     "train": "train a policy from a dataset",
     "eval": "run a checkpoint in simulation and count successes",
-    "deploy": "run a checkpoint against a world in real time",
+    "deploy": "run a policy in real time, on a robot or in a simulated world",
     "serve": "a checkpoint for robots on a network",
     "data": "look at, check, import and export datasets",
     "find": "which port and which camera is which",

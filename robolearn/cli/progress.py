@@ -33,3 +33,19 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         yield show
     finally:
         progress.stop()
+
+
+@contextmanager
+def attempts_bar(what: str, episodes: int) -> Iterator[Callable[[int, int, int], None]]:
+    """A bar towards ``episodes`` of a dataset, driven by calls with (episodes there, attempts that succeeded now, that
+    failed now)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}")) as bar:
+        task = bar.add_task("starting the simulator", total=episodes)
+
+        def show(done: int, saved: int, failed: int) -> None:
+            bar.update(task, completed=done, description=f"{saved} of {saved + failed} attempts succeeded")
+
+        yield show

@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from robolearn.cli.parse import stderr_line
+from robolearn.cli.tls import tls_files
 from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
-    import ssl
-
     from robolearn_deploy.wire.server import PolicyServer, Statistics
 
 REFRESH_S = 1.0
-CERTIFICATES = Path.home() / ".config" / "robolearn" / "tls"
-"""Where `--tls-self-signed` keeps what it makes, so that clients need it only once."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,8 @@ class Serve:
     """Certificate (PEM) for TLS, with --tls-key."""
     tls_key: Path | None = None
     """Its private key (PEM)."""
-    tls_self_signed: bool = False
-    """TLS with a certificate of our own making; clients need a copy of it."""
+    self_signed: bool = False
+    """TLS with a certificate of our own making, kept for the next time; clients need a copy of it (--certificate)."""
     scheduler: str = "naive"
     """How chunks are drawn; the robots' must be the same."""
     steps: int | None = None
@@ -76,13 +73,16 @@ def run(options: Serve) -> int:
     """Serve a checkpoint to robots over the network."""
     _check(options)
     from robolearn.policies.checkpoint import resolve_checkpoint
-    from robolearn_deploy.wire.security import fingerprint, is_loopback, make_token, read_token
+    from robolearn_deploy.wire.certificates import machine_addresses
+    from robolearn_deploy.wire.security import fingerprint, is_loopback, make_token, read_token, server_tls
     from robolearn_deploy.wire.server import PolicyServer, ServerOptions
 
     logging.basicConfig(level=logging.WARNING, format="robolearn: %(message)s")
     logging.getLogger("websockets").setLevel(logging.ERROR)
     checkpoint = resolve_checkpoint(options.checkpoint)
-    tls, certificate = _tls(options)
+    names = ("--tls-cert", "--tls-key", "--self-signed")
+    files = tls_files(options.tls_cert, options.tls_key, make=options.self_signed, host=options.host, names=names)
+    tls = server_tls(*files) if files else None
     token = make_token(options.token_file) if options.token_file is not None else read_token(None)
     server = PolicyServer(
         functools.partial(_open, checkpoint, options),
@@ -99,14 +99,22 @@ def run(options: Serve) -> int:
         ),
     )
     if tls is None and not is_loopback(options.host):
-        stderr_line("without TLS anybody on the network can read the token and what robots see; see --tls-self-signed")
+        stderr_line("without TLS anybody on the network can read the token and what robots see; see --self-signed")
 
     def ready() -> None:
-        print(f"serving   {checkpoint} at {'wss' if tls else 'ws'}://{options.host}:{server.port}   Ctrl-C ends it")
+        host = options.host
+        if host in ("0.0.0.0", "::"):
+            host = next(iter(machine_addresses()), "localhost")
+        url = f"{'wss' if tls else 'ws'}://{f'[{host}]' if ':' in host else host}:{server.port}"
+        print(f"serving   {checkpoint} at {url}   Ctrl-C ends it")
+        use = f"robolearn deploy --policy {url}"
         if options.token_file is not None:
             print(f"token     {options.token_file}")
-        if certificate is not None:
-            print(f"trust     {certificate}   SHA-256 {fingerprint(certificate)}")
+            use += f" --token-file {options.token_file.name}"
+        if files is not None and options.self_signed:
+            print(f"trust     {files[0]}   SHA-256 {fingerprint(files[0])}")
+            use += f" --certificate {files[0].name}"
+        print(f"use       {use} --rig RIG.yaml")
         sys.stdout.flush()
 
     asyncio.run(_serve(server, ready))
@@ -194,23 +202,7 @@ def _open(checkpoint: Path, options: Serve) -> Any:
     return policy
 
 
-def _tls(options: Serve) -> tuple[ssl.SSLContext | None, Path | None]:
-    """What the connection is encrypted with, and the certificate that clients must be given."""
-    from robolearn_deploy.wire.security import self_signed, server_tls
-
-    if options.tls_cert is not None and options.tls_key is not None:
-        return server_tls(options.tls_cert, options.tls_key), None
-    if options.tls_self_signed:
-        certificate, key = self_signed(CERTIFICATES / options.host.replace(":", "_"), options.host)
-        return server_tls(certificate, key), certificate
-    return None, None
-
-
 def _check(options: Serve) -> None:
-    if (options.tls_cert is None) != (options.tls_key is None):
-        raise UserError("--tls-cert and --tls-key belong together; give both, or --tls-self-signed")
-    if options.tls_cert is not None and options.tls_self_signed:
-        raise UserError("--tls-self-signed makes a certificate, --tls-cert names one; give one of the two")
     if not 0 <= options.port < 1 << 16:
         raise UserError(f"--port {options.port} does not exist; give one from 1 to 65535, or 0 for any free one")
     if not 0 <= options.batch_window_ms <= 1000:

@@ -1,4 +1,4 @@
-"""`robolearn teleop RIG.yaml`: follower arms do what leader arms do."""
+"""`robolearn teleop RIG.yaml`: arms do what a person does with leader arms, a SpaceMouse, a gamepad, a keyboard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tyro.conf import Positional
 from robolearn.cli.parse import UsageError
 
 if TYPE_CHECKING:
-    from robolearn_hardware.devices import Arm
+    from robolearn_deploy.guided import Guided, GuidedTick
+    from robolearn_hardware.devices import Arm, Teleoperator
     from robolearn_hardware.mirror import Mirror, MirrorTick
     from robolearn_hardware.rig import Rig
 
@@ -23,15 +24,16 @@ _SHOW_S = 0.2
 
 @dataclass(frozen=True)
 class Teleop:
-    """Move follower arms by hand, through leader arms of the same joints.
+    """Move arms by hand: through leader arms of the same joints, or relative to where they are.
 
-    The follower first joins its leader slowly. Ctrl-C brings it to rest, where it stays, held by its motors.
+    A follower first joins its leader slowly. A SpaceMouse, a gamepad or a keyboard moves the tool while its deadman is
+    held. Ctrl-C brings the arms to rest, where they stay, held by their motors.
     """
 
     rig: Positional[Path]
     """A rig file, see hardware/rigs."""
     pairs: tuple[str, ...] = ()
-    """LEADER:FOLLOWER for each pair, by their names in the rig. Not needed where there is one of each."""
+    """TELEOPERATOR:ARM for each pair, by their names in the rig. Not needed where there is one of each."""
     rate_hz: float | None = None
     """Ticks a second; by default what the slowest follower can do, at most 100 for all pairs together."""
     join_speed: float = 0.25
@@ -41,17 +43,16 @@ class Teleop:
 
 
 def run(options: Teleop) -> int:
-    """follower arms do what leader arms do"""
+    """arms do what a person does with a leader arm, a SpaceMouse, a gamepad or a keyboard"""
     if not 0 < options.join_speed <= 1:
         raise UsageError(f"--join-speed must lie above 0 and up to 1, got {options.join_speed}")
-    from robolearn_hardware.mirror import Mirror
     from robolearn_hardware.rig import load_rig, with_twins
 
     rig = load_rig(options.rig)
     pairs = _pairs(rig, options.pairs)
     with with_twins(rig) as (reachable, _), contextlib.ExitStack() as stack:
         followers: list[Arm] = []
-        mirrors: dict[str, Mirror] = {}
+        moved: dict[str, Mirror | Guided] = {}
         opened = []
         for leader_name, follower_name in pairs:
             leader = reachable.teleoperators[leader_name].open(leader_name)
@@ -64,13 +65,23 @@ def run(options: Teleop) -> int:
             opened.append((leader, follower))
         rate_hz = options.rate_hz or min([100.0 / len(pairs), *(follower.info.rate_hz for follower in followers)])
         for leader, follower in opened:
-            mirrors[follower.info.name] = Mirror(leader, follower, rate_hz, join_speed=options.join_speed)
+            moved[follower.info.name] = _moved_by(leader, follower, reachable, rate_hz, options.join_speed)
         print(f"{', '.join(f'{a} moves {b}' for a, b in pairs)} at {rate_hz:g} Hz; Ctrl-C ends it", flush=True)
-        _loop(mirrors, rate_hz, options.seconds)
+        _loop(moved, rate_hz, options.seconds)
     return 0
 
 
-def _loop(mirrors: Mapping[str, Mirror], rate_hz: float, seconds: float | None) -> None:
+def _moved_by(hand: Teleoperator, arm: Arm, rig: Rig, rate_hz: float, join_speed: float) -> Mirror | Guided:
+    from robolearn_deploy.guided import Guided
+    from robolearn_hardware.mirror import Mirror
+
+    if hand.read().positions is not None:
+        return Mirror(hand, arm, rate_hz, join_speed=join_speed)
+    bounds = rig.limits.get(arm.info.name)
+    return Guided(hand, arm, rate_hz, bounds.workspace if bounds else None)
+
+
+def _loop(moved: Mapping[str, Mirror | Guided], rate_hz: float, seconds: float | None) -> None:
     from robolearn_hardware.clock import now_ns, period_ns, wait_until_ns
 
     period, begun = period_ns(rate_hz), now_ns()
@@ -84,7 +95,7 @@ def _loop(mirrors: Mapping[str, Mirror], rate_hz: float, seconds: float | None) 
                 late += 1
                 due = now_ns()
             wait_until_ns(due)
-            ticks = {name: mirror.tick() for name, mirror in mirrors.items()}
+            ticks = {name: one.tick() for name, one in moved.items()}
             took.append(sum(tick.took_ns for tick in ticks.values()))
             if sys.stderr.isatty() and now_ns() - shown > _SHOW_S * 1e9:
                 shown = now_ns()
@@ -94,22 +105,22 @@ def _loop(mirrors: Mapping[str, Mirror], rate_hz: float, seconds: float | None) 
     except KeyboardInterrupt:
         pass
     finally:
-        _bring_to_rest(mirrors, period)
+        _bring_to_rest(moved, period)
         _summary(took, late, (now_ns() - begun) / 1e9)
 
 
-def _bring_to_rest(mirrors: Mapping[str, Mirror], period: int) -> None:
+def _bring_to_rest(moved: Mapping[str, Mirror | Guided], period: int) -> None:
     """Within a second; an arm that is gone cannot be told."""
     from robolearn_hardware.clock import SECOND_NS, now_ns, wait_until_ns
     from robolearn_hardware.devices import DeviceError
 
-    moving = dict(mirrors)
+    moving = dict(moved)
     due = now_ns()
     end = due + SECOND_NS
     while moving and due < end:
-        for name, mirror in list(moving.items()):
+        for name, one in list(moving.items()):
             try:
-                rests = mirror.stop()
+                rests = one.stop()
             except DeviceError:
                 rests = True
             if rests:
@@ -118,12 +129,12 @@ def _bring_to_rest(mirrors: Mapping[str, Mirror], period: int) -> None:
         wait_until_ns(due)
 
 
-def _said(name: str, tick: MirrorTick) -> str:
+def _said(name: str, tick: MirrorTick | GuidedTick) -> str:
     import numpy as np
 
     positions = np.degrees(tick.measured.positions).round().astype(int).tolist()
     behind = float(np.degrees(np.abs(tick.requested - tick.measured.positions).max()))
-    return f"{name}: {tick.phase.value}, {positions} deg, {behind:.0f} deg behind"
+    return f"{name}: {tick.said}, {positions} deg, {behind:.0f} deg behind"
 
 
 def _summary(took: list[int], late: int, seconds: float) -> None:
@@ -140,8 +151,8 @@ def _pairs(rig: Rig, named: tuple[str, ...]) -> list[tuple[str, str]]:
     if not named:
         if len(leaders) != 1 or len(arms) != 1:
             raise UsageError(
-                f"rig {rig.name} has leaders {', '.join(leaders) or 'none'} and arms {', '.join(arms) or 'none'}; "
-                "say who moves whom: --pairs LEADER:FOLLOWER"
+                f"rig {rig.name} has teleoperators {', '.join(leaders) or 'none'} and arms "
+                f"{', '.join(arms) or 'none'}; say who moves whom: --pairs TELEOPERATOR:ARM"
             )
         return [(leaders[0], arms[0])]
     pairs = []
@@ -149,7 +160,7 @@ def _pairs(rig: Rig, named: tuple[str, ...]) -> list[tuple[str, str]]:
         leader, colon, follower = text.partition(":")
         if not colon or leader not in leaders or follower not in arms:
             raise UsageError(
-                f"--pairs {text}: valid are LEADER:FOLLOWER of leaders {', '.join(leaders) or 'none'} and arms "
+                f"--pairs {text}: valid are TELEOPERATOR:ARM of {', '.join(leaders) or 'none'} and "
                 f"{', '.join(arms) or 'none'}"
             )
         pairs.append((leader, follower))

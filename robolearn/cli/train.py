@@ -45,7 +45,7 @@ class Options:
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
     world: str | None = None
-    """World to evaluate in during training (pusht, lift), every --eval-every steps."""
+    """World to evaluate in during training, such as pusht or lift, every --eval-every steps."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
+import functools
 from collections.abc import Generator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,6 +12,7 @@ import numpy as np
 from robolearn_data.schema import Schema
 from robolearn_data.world import World
 from robolearn_sim.experts import Expert, make_expert
+from robolearn_sim.workers import in_order
 from robolearn_sim.worlds import make_world, world_spec
 
 
@@ -61,34 +56,15 @@ def demonstrations(
     """Episodes of the seeds ``first_seed``, ``first_seed + 1``, ... in this order, without end. Close the iterator to
     stop the processes.
     """
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    pending: deque[Future[Demonstration]] = deque()
-    try:
-        for seed in count(first_seed):
-            pending.append(pool.submit(_work, world, dict(options), seed, noise))
-            if len(pending) >= 2 * workers:
-                yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    work = functools.partial(_work, world, dict(options), noise)
+    return in_order(work, first_seed=first_seed, workers=workers)
 
 
 _held: dict[str, tuple[World, Expert]] = {}
 """In a worker process: the world it started, and who acts in it."""
 
 
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(world: str, options: dict[str, Any], seed: int, noise: float) -> Demonstration:
+def _work(world: str, options: dict[str, Any], noise: float, seed: int) -> Demonstration:
     if world not in _held:
-        _held[world] = make_world(world, **options), make_expert(world)
+        _held[world] = make_world(world, **options), make_expert(world, task=options.get("task"))
     return demonstrate(*_held[world], seed, noise)

@@ -1,4 +1,5 @@
-"""The scene behind an arm's twin: the arm, a table, cubes, a parallel gripper where the arm brings none, three cameras.
+"""The scene behind an arm's twin: the arm, a table with cubes, a plate and a bin, three cameras, and a parallel gripper
+where the arm brings none.
 
 World = the arm's base frame. Arms: SO-101 as ``robolearn_hardware.models`` has it; FER, FR3, UR5e and xArm7 as they lie
 in robosuite's wheel, read there and changed in memory; the others as ``drawn_arms`` draws them. Whoever builds a scene
@@ -117,7 +118,8 @@ def build_scene(model: str, *, has_gripper: bool, pictures: bool = True) -> Any:
     physics = ARMS[model]
     scene = mujoco.MjSpec.from_string(_SETTINGS)
     parts = [_arm(mujoco, model, pictures=pictures)]  # first, so that its joints are
-    parts += [mujoco.MjSpec.from_string(text) for text in (_tabletop(physics.size), _cubes(physics.size))]
+    texts = (_tabletop(physics.size), _cubes(physics.size), _places(physics.size))
+    parts += [mujoco.MjSpec.from_string(text) for text in texts]
     for part in parts:
         # robosuite turns the UR5e, so that it reaches along x; in the controller's base frame it does not.
         turned = physics.turned and (part is not parts[0] or model in ROBOSUITE)
@@ -140,6 +142,32 @@ def _cubes(size: float) -> str:
         for (name, rgba), side in zip(colours.items(), (-0.25, 0.0, 0.25), strict=True)
     )
     return f"<mujoco><worldbody>{bodies}</worldbody></mujoco>"
+
+
+def _places(size: float) -> str:
+    """A plate to the arm's right and a bin to its left, fixed to the table."""
+    radius, rim, wall, high = 0.13 * size, 0.006 * size, 0.01 * size, 0.07 * size
+    sides = "".join(
+        f'<geom name="bin_{i}" type="box" pos="{x * (radius - wall):g} {y * (radius - wall):g} {high / 2:g}" size='
+        f'"{wall if x else radius:g} {wall if y else radius:g} {high / 2:g}" rgba="0.35 0.4 0.5 1" group="1"/>'
+        for i, (x, y) in enumerate(((1, 0), (-1, 0), (0, 1), (0, -1)))
+    )
+    return f"""
+<mujoco>
+  <worldbody>
+    <body name="plate" pos="{0.36 * size:g} {-0.52 * size:g} 0">
+      <geom name="plate" type="cylinder" size="{radius:g} {rim / 2:g}" pos="0 0 {rim / 2:g}" group="1"
+        rgba="0.95 0.95 0.92 1"/>
+      <geom type="cylinder" size="{0.7 * radius:g} {rim / 2:g}" pos="0 0 {rim / 2 + 0.0003:g}" rgba="0.55 0.7 0.85 1"
+        group="1" contype="0" conaffinity="0"/>
+    </body>
+    <body name="bin" pos="{0.36 * size:g} {0.52 * size:g} 0">
+      <geom name="bin" type="box" size="{radius:g} {radius:g} {rim / 2:g}" pos="0 0 {rim / 2:g}" group="1"
+        rgba="0.25 0.3 0.4 1"/>
+      {sides}
+    </body>
+  </worldbody>
+</mujoco>"""
 
 
 def _tabletop(size: float) -> str:

@@ -28,12 +28,50 @@ def _pusht() -> Kind:
 
 
 def _lift() -> Kind:
-    from robolearn_sim import lift
+    from robolearn_sim import lift, panda
 
-    return Kind(lift.Lift, lift.spec)
+    return panda.kind(lift.Lift)
 
 
-WORLDS: dict[str, Callable[[], Kind]] = {"pusht": _pusht, "lift": _lift}
+def _can() -> Kind:
+    from robolearn_sim import can, panda
+
+    return panda.kind(can.Can)
+
+
+def _square() -> Kind:
+    from robolearn_sim import panda, square
+
+    return panda.kind(square.Square)
+
+
+def _stack() -> Kind:
+    from robolearn_sim import panda, stack
+
+    return panda.kind(stack.Stack)
+
+
+def _door() -> Kind:
+    from robolearn_sim import door, panda
+
+    return panda.kind(door.Door)
+
+
+def _so101_tabletop() -> Kind:
+    from robolearn_sim import so101_tabletop
+
+    return Kind(so101_tabletop.So101Tabletop, so101_tabletop.spec)
+
+
+WORLDS: dict[str, Callable[[], Kind]] = {
+    "pusht": _pusht,
+    "lift": _lift,
+    "can": _can,
+    "square": _square,
+    "stack": _stack,
+    "door": _door,
+    "so101_tabletop": _so101_tabletop,
+}
 """Name -> function that imports the world, so that naming one does not load the simulator of another."""
 
 

@@ -60,9 +60,9 @@ def lift() -> tuple[np.ndarray, np.ndarray]:
     """What the two cameras see while the arm moves at random, one after the other."""
     import mujoco
 
-    from robolearn_sim.lift import Lift
+    from robolearn_sim.worlds import make_world
 
-    world = Lift(images=True)
+    world: Any = make_world("lift", images=True)
     model, data = world._model, world._data
     model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
     options: Any = mujoco.MjvOption()  # pyright: ignore[reportAttributeAccessIssue]

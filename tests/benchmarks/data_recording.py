@@ -84,9 +84,9 @@ def draw(folder: Path, steps: int = 100) -> None:
     import mujoco
 
     from robolearn_sim.experts import make_expert
-    from robolearn_sim.lift import Lift
+    from robolearn_sim.worlds import make_world
 
-    world = Lift(images=True)
+    world: Any = make_world("lift", images=True)
     model, data = world._model, world._data
     model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
     options: Any = mujoco.MjvOption()  # pyright: ignore[reportAttributeAccessIssue]

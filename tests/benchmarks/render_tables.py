@@ -76,16 +76,68 @@ CROSSED: dict[str, tuple[tuple[str, ...], str, str, Callable[[Any], str]]] = {
 def render_crossed(content: dict[str, Any], table: str) -> str:
     """A Markdown table with a line for each group of rows that differ in one key only."""
     left, top, shown, write = CROSSED[table]
-    heads = list(dict.fromkeys(row[top] for row in content["rows"]))
-    lines: dict[tuple[Any, ...], dict[Any, Any]] = {}
-    for row in content["rows"]:
-        lines.setdefault(tuple(row[key] for key in left), {})[row[top]] = row[shown]
+    return (
+        "\n".join([*_across(content["rows"], left, top, lambda row: write(row[shown])), "", _provenance(content)])
+        + "\n"
+    )
+
+
+def render_overhead(content: dict[str, Any]) -> str:
+    """Markdown tables of runtime_overhead: CPU time by parts, e-stops, take-overs. All rows of each have one unit."""
+    rows = content["rows"]
+    cpu = [row for row in rows if row["unit"] == "CPU ms"]
+    stops = [row for row in rows if row["unit"] == "ms"]
+    moves = [row for row in rows if row not in cpu and row not in stops]
+    stated = [{"figure": row["figure"], "part": "stated", "max": row["limit"]} for row in stops if "limit" in row]
+    missed = [
+        {"figure": row["figure"], "part": "deadlines missed", "max": row["missed"]} for row in stops if "limit" in row
+    ]
+    limits = {
+        row["part"]: {"figure": "the arm's limits", "part": row["part"], "unit": row["unit"], "max": row["limit"]}
+        for row in moves
+    }
+    return "\n".join(
+        [
+            "CPU ms, p50 / p99:",
+            "",
+            *_across(cpu, ("part",), "figure", lambda row: f"{row['p50']:.2g} / {row['p99']:.2g}"),
+            "",
+            "ms, p50 / p99 / max:",
+            "",
+            *_across([*stops, *stated, *missed], ("figure",), "part", _spread),
+            "",
+            "The greatest of a trial, p50 / max of the trials:",
+            "",
+            *_across(
+                [{**row, "part": f"{row['part']}, {row['unit']}"} for row in [*moves, *limits.values()]],
+                ("figure",),
+                "part",
+                lambda row: " / ".join(f"{row[key]:.3g}" for key in ("p50", "max") if key in row),
+            ),
+            "",
+            _provenance(content),
+            "",
+        ]
+    )
+
+
+def _spread(row: dict[str, Any]) -> str:
+    return " / ".join(f"{row[key]:.0f}" for key in ("p50", "p99", "max") if key in row)
+
+
+def _across(
+    rows: Sequence[dict[str, Any]], left: tuple[str, ...], top: str, write: Callable[[dict[str, Any]], str]
+) -> list[str]:
+    """The lines of a table with one for all rows that are equal in ``left``, and a column for each value of ``top``."""
+    heads = list(dict.fromkeys(row[top] for row in rows))
+    lines: dict[tuple[Any, ...], dict[Any, str]] = {}
+    for row in rows:
+        lines.setdefault(tuple(row[key] for key in left), {})[row[top]] = write(row)
     text = ["| " + " | ".join([*left, *map(str, heads)]) + " |"]
     text.append("| " + " | ".join(["---"] * len(left) + ["---:"] * len(heads)) + " |")
-    for key, values in lines.items():
-        cells = [write(values[head]) if head in values else "" for head in heads]
-        text.append("| " + " | ".join([*map(str, key), *cells]) + " |")
-    return "\n".join([*text, "", _provenance(content)]) + "\n"
+    for key, cells in lines.items():
+        text.append("| " + " | ".join([*map(str, key), *(cells.get(head, "") for head in heads)]) + " |")
+    return text
 
 
 def render(content: dict[str, Any]) -> str:
@@ -124,8 +176,11 @@ def render_page(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         content = json.loads((results / f"{match['name']}.json").read_text())
-        crossed = match["name"] in CROSSED
-        return f"{match[1]}{render_crossed(content, match['name']) if crossed else render(content)}{match[3]}"
+        if match["name"] in CROSSED:
+            text = render_crossed(content, match["name"])
+        else:
+            text = render_overhead(content) if match["name"] == "runtime_overhead" else render(content)
+        return f"{match[1]}{text}{match[3]}"
 
     return TABLE.sub(table, text)
 

@@ -12,14 +12,14 @@ import hmac
 import ipaddress
 import socket
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from websockets.datastructures import Headers
 
 from robolearn_data.schema import UserError
-from robolearn_deploy.wire.security import is_loopback
+from robolearn_deploy.wire.certificates import machine_addresses
+from robolearn_deploy.wire.security import bind, is_loopback, server_tls
 
 COOKIE = "robolearn_dashboard"
 
@@ -37,6 +37,8 @@ class PageOptions:
     """What viewers must show once. Needed for every host but loopback."""
     tls: tuple[Path, Path] | None = None
     """Certificate and private key, PEM: the page is at https, and nobody on the way sees the token."""
+    show_token: bool = False
+    """The address that is said holds the token, so that whoever can read it need not type it."""
     max_viewers: int = 16
 
 
@@ -46,15 +48,19 @@ def listen(options: PageOptions) -> socket.socket:
     Raises:
         PageError: others could press the buttons and no token is demanded of them; the port is taken; the host is not
             of this machine.
+        SecurityError: the files for TLS cannot be used.
     """
+    if options.tls is not None:
+        server_tls(*options.tls)
     if options.token is None and not is_loopback(options.host):
         raise PageError(
             f"on host {options.host} anybody on the network could move the robot; give a token "
             "(--token-file, or set ROBOLEARN_TOKEN), or leave the page on 127.0.0.1"
         )
     try:
-        family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((options.host, options.port), family=family)
+        made = bind(options.host, options.port)
+        made.listen()
+        return made
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PageError(
@@ -64,12 +70,13 @@ def listen(options: PageOptions) -> socket.socket:
 
 
 def address(listening: socket.socket, options: PageOptions) -> str:
-    """Where a browser on this machine, or on its network, finds the page. Without the token."""
+    """Where a browser on this machine, or on its network, finds the page."""
     host, port = listening.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
-        host = socket.gethostname()
-    scheme = "https" if options.tls else "http"
-    return f"{scheme}://[{host}]:{port}/" if ":" in host else f"{scheme}://{host}:{port}/"
+        host = next(iter(machine_addresses()), "localhost")
+    scheme, shown = "https" if options.tls else "http", f"[{host}]" if ":" in host else host
+    token = f"?token={quote(options.token, safe='')}" if options.show_token and options.token else ""
+    return f"{scheme}://{shown}:{port}/{token}"
 
 
 class Door:
@@ -117,11 +124,9 @@ class Door:
         """No token is demanded, or the cookie is there."""
         if self._token is None:
             return True
-        for line in headers.get_all("Cookie"):
-            try:
-                found = SimpleCookie(line).get(COOKIE)
-            except CookieError:
-                continue
-            if found and hmac.compare_digest(found.value.encode(errors="replace"), self._pass.encode()):
-                return True
-        return False
+        # Split by hand: the library gives up at the first cookie that some other page of this host wrote badly.
+        cookies = (cookie.strip().partition("=") for line in headers.get_all("Cookie") for cookie in line.split(";"))
+        return any(
+            name == COOKIE and hmac.compare_digest(value.encode(errors="replace"), self._pass.encode())
+            for name, _, value in cookies
+        )

@@ -1,8 +1,10 @@
 "use strict";
 // Shows what the robot's process sends; decides nothing. Times are ms since that process began; see serverNow().
+// The modules beside it use its names, and hear of what comes by the events "hello" and "state" of the document.
 
 const SPAN_MS = 8000, AHEAD_MS = 1500; // of a strip chart, before and after now
 const SILENT_MS = 1000; // without a message what is shown is old
+const RETRY_MS = 5000; // without a message: a network that has gone says nothing, and the connection is made anew
 const CONFIRM_MS = 1500; // in which a command should show its effect
 const FOLLOWED = ["MOVING", "RUNNING", "HOLDING"]; // states in which the chunk in force says what is to come
 const CURVES = ["requested", "sent", "measured"];
@@ -10,24 +12,31 @@ const $ = (id) => document.getElementById(id);
 
 let socket = null, hello = null, state = null, plan = { times: [], actions: [] };
 let samples = []; // [ms, requested (N), sent (N), measured (N)]
+let heard = [0, 0]; // the newest instant of the robot's process that came, and performance.now() then
 let heardAt = -Infinity, offset = null; // performance.now(): of the last message; minus the server's clock, at the least
 let over = false, pictures = new Map(), pending = new Map(), looks = new Set(), armed = -Infinity;
+let triedAt = -Infinity; // performance.now() of the last attempt to connect
 
 // ---- connection
 
 function connect() {
+  if (socket) {
+    socket.onmessage = socket.onclose = null;
+    socket.close();
+  }
+  triedAt = performance.now();
   socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/socket");
   socket.binaryType = "arraybuffer";
   socket.onmessage = ({ data }) => {
     heardAt = performance.now();
     if (data instanceof ArrayBuffer) return showPicture(data);
     const message = JSON.parse(data);
-    ({ hello: begin, state: update, noted, refused, over: end })[message.kind](message);
+    ({ hello: begin, state: update, noted, refused, over: end, hints })[message.kind](message);
   };
   socket.onclose = () => {
     heardAt = -Infinity;
+    triedAt = performance.now() - RETRY_MS + 1000;
     showLink();
-    setTimeout(connect, 1000);
   };
 }
 
@@ -64,9 +73,11 @@ function begin(message) {
   $("cameras").hidden = !hello.cameras.length;
   showLink();
   $("charts").replaceChildren(...hello.names.map(chart));
+  document.dispatchEvent(new Event("hello"));
 }
 
 function update(message) {
+  heard = [message.now, performance.now()];
   send({ seen: message.n });
   const late = performance.now() - message.now;
   offset = offset === null ? late : Math.min(offset + 0.05, late); // follows a clock that drifts, not a late message
@@ -80,6 +91,7 @@ function update(message) {
     if (wait.done?.(state)) { pending.delete(name); answer(`${wait.title}: done`); }
   }
   showState();
+  document.dispatchEvent(new Event("state"));
 }
 
 function noted({ command, note }) {
@@ -87,9 +99,13 @@ function noted({ command, note }) {
   if (wait && !wait.done) wait.done = (s) => s.heard > note;
 }
 
-function refused({ why }) {
-  pending.delete("instruct");
+function refused({ why, command }) {
+  pending.delete(command ?? "instruct");
   answer(why, true);
+}
+
+function hints(message) {
+  document.dispatchEvent(Object.assign(new Event("hints"), { found: message }));
 }
 
 function end() {
@@ -102,10 +118,10 @@ function showState() {
   $("state").className = name;
   $("cause").textContent = s.cause ?? "";
   const facts = {
-    phase: { STARTING: "starting", EPISODE: "in an episode", RESET: "between episodes", ENDING: "ending" }[s.phase],
-    episode: s.state && s.episode >= 0 ? `${s.episode + 1} (${s.episodes} over, ${s.successes} successes)` : "none yet",
+    phase: !s.collect && { STARTING: "starting", EPISODE: "in an episode", RESET: "between episodes", ENDING: "ending" }[s.phase],
+    episode: s.collect ? "" : s.state && s.episode >= 0 ? `${s.episode + 1} (${s.episodes} over, ${s.successes} successes)` : "none yet",
     arm: s.condition?.toLowerCase().replaceAll("_", " ") ?? "-",
-    chunk: s.state && s.chunk >= 0 ? `number ${s.chunk}` : "none",
+    chunk: s.collect ? "" : s.state && s.chunk >= 0 ? `number ${s.chunk}` : "none",
     teleoperator: s.state === "TELEOP" ? (s.person ? "held by a person" : "not held") : "",
   };
   const rows = Object.entries(facts).filter(([, value]) => value);
@@ -116,13 +132,14 @@ function showState() {
 }
 
 function enable(can) {
+  const holder = state?.control.holder, theirs = holder && holder !== hello.viewer;
   for (const button of document.querySelectorAll("[data-do]")) {
     const name = button.dataset.do;
-    button.disabled = name !== "E_STOP" && !can.includes(name);
+    button.disabled = name !== "E_STOP" && (!can.includes(name) || (theirs && name !== "PAUSE"));
     button.classList.toggle("pending", pending.has(name));
     button.classList.toggle("next", name === "RELEASE" || (name === "RESUME" && Boolean(state?.paused)));
   }
-  $("instruct").querySelector("button").disabled = !can.length;
+  $("instruct").querySelector("button").disabled = !can.length || theirs;
 }
 
 function showFigures(f) {
@@ -178,7 +195,7 @@ document.addEventListener("click", (event) => {
   if (button) press(button.dataset.do);
 });
 
-const typing = (event) => event.target instanceof HTMLInputElement;
+const typing = (event) => event.target instanceof HTMLInputElement && event.target.type !== "range";
 for (const kind of ["keydown", "keyup"]) {
   document.addEventListener(kind, (event) => {
     if (event.code !== "Escape" && (event.code !== "Space" || typing(event))) return;
@@ -198,6 +215,7 @@ $("instruct").addEventListener("submit", (event) => {
 
 setInterval(() => {
   showLink();
+  if (performance.now() - Math.max(heardAt, triedAt) > RETRY_MS) connect();
   $("since").textContent = state?.state ? `for ${seconds(serverNow() - state.entered)}` : "";
   for (const [name, wait] of pending) {
     if (performance.now() - wait.at < CONFIRM_MS) continue;
@@ -277,7 +295,6 @@ function drawCharts() {
 }
 
 function drawChart(box, joint, now, colour) {
-  const gripper = hello.names[joint].endsWith("gripper");
   const [g, width, height] = surface(box.lastChild);
   const followed = FOLLOWED.includes(state.state) ? plan.times : [];
   const ahead = followed.map((t, i) => [t, plan.actions[i][joint]]).filter(([t]) => t >= now - 100);
@@ -314,7 +331,7 @@ function drawChart(box, joint, now, colour) {
   line(g, ahead.map(([t, v]) => [x(t), y(v)]));
   g.restore();
   const last = samples.at(-1)?.[3][joint];
-  box.firstChild.lastChild.textContent = last == null ? "-" : last.toFixed(3) + (gripper ? "" : " rad");
+  box.firstChild.lastChild.textContent = last == null ? "-" : `${last.toFixed(hello.units[joint] === "px" ? 0 : 3)} ${hello.units[joint]}`;
 }
 
 function line(g, points) {

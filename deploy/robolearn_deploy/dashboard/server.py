@@ -13,27 +13,31 @@ import dataclasses
 import http
 import json
 import logging
-import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, ConnectionClosedError
 from websockets.http11 import Request, Response
 
 from robolearn_data.schema import Stream, UserError
 from robolearn_deploy.dashboard.access import Door, PageOptions
+from robolearn_deploy.dashboard.control import Control
+from robolearn_deploy.dashboard.episodes import EpisodeLibrary
+from robolearn_deploy.dashboard.marks import MarkError
 from robolearn_deploy.dashboard.rings import VIEWER_BYTES, RigRings
+from robolearn_deploy.dashboard.teleop import BrowserClock, PageTeleop
 from robolearn_deploy.dashboard.view import RigView
 from robolearn_deploy.operator import Command, Operator
+from robolearn_deploy.rig_senses import stop_check
 from robolearn_deploy.rig_streams import INSTRUCTION_BYTES
 from robolearn_deploy.wire.security import server_tls
 from robolearn_deploy.worker import Rendezvous
-from robolearn_hardware.clock import now_ns
+from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.ring import Ring
 
 STATE_S, PICTURE_S, FIGURES_S = 1 / 20, 1 / 15, 1 / 2
@@ -43,16 +47,24 @@ AHEAD = 10
 MESSAGES_PER_S = 300
 """From one viewer; who sends more is hung up on. A page that shows four cameras sends 80."""
 MESSAGE_BYTES = 2048
+_EVERYBODYS = (Command.E_STOP, Command.PAUSE)
+"""Commands of viewers who are not in control, too: they bring the arms to rest."""
+HANDSHAKE_S = 5.0
+"""Who has not connected in full by then is hung up on."""
+PATIENCE_S = 10.0
+"""A viewer whose connection takes in nothing for this long is hung up on."""
 POLICY_VIOLATION, INVALID_DATA, TRY_LATER = 1008, 1007, 1013  # RFC 6455, section 7.4.1, and IANA
 
+_MODULES = ("teleop", "phone", "vr", "collect", "forces", "episodes")
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    **{f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8") for name in _MODULES},
 }
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
@@ -84,15 +96,27 @@ class _Viewer:
     """Messages of state, and those that it has confirmed."""
     sample: int = 0
     event: int = 0
+    touch: int = 0
     plan: tuple[int, int] | None = None
     figures_at: float = 0.0
     pictures: dict[str, int] = dataclasses.field(default_factory=dict)
     """Camera -> index of the newest that was sent."""
     owes: set[str] = dataclasses.field(default_factory=set)
     """Cameras whose newest picture it has not confirmed."""
+    clock: BrowserClock = dataclasses.field(default_factory=BrowserClock)
+    hints: asyncio.Task[None] | None = None
 
-    async def send(self, message: dict[str, Any]) -> None:
-        await self.connection.send(json.dumps(message, allow_nan=False))
+    async def send(self, message: dict[str, Any] | bytes) -> None:
+        """Raises ConnectionClosed, also where nothing has been taken in for ``PATIENCE_S``."""
+        packed = message if isinstance(message, bytes) else json.dumps(message, allow_nan=False)
+        try:
+            # websockets' own keepalive waits behind what is being sent, and would wait for ever.
+            async with asyncio.timeout(PATIENCE_S):
+                await self.connection.send(packed)
+        except TimeoutError:
+            self.connection.transport.abort()
+            await self.connection.wait_closed()
+            raise ConnectionClosedError(None, None) from None
 
 
 class PageServer:
@@ -104,8 +128,10 @@ class PageServer:
         self._door = Door(options)
         self._options = options
         self._tls = server_tls(*options.tls) if options.tls else None
-        self._session, self._notes = Ring.attach(rings.session), Ring.attach(rings.notes)
+        self._notes = Ring.attach(rings.notes)
         self._operator = Operator(Ring.attach(rings.commands))
+        self._teleop, self._control = PageTeleop(rings.arms), Control()
+        self._episodes = None if rings.dataset is None else EpisodeLibrary(rings.dataset)
         folder = files("robolearn_deploy.dashboard")
         self._files = {path: ((folder / name).read_bytes(), kind) for path, (name, kind) in _FILES.items()}
         self._viewers: set[_Viewer] = set()
@@ -113,24 +139,30 @@ class PageServer:
 
     async def run(self, listening: socket.socket, stopped: Callable[[], bool]) -> None:
         """Serve until ``stopped``."""
+        tls: dict[str, Any] = {}
+        if self._tls is not None:
+            tls = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": 1}
         server = serve(
             self._serve_viewer,
             sock=listening,
-            ssl=self._tls,
             process_request=self._admit,
             compression=None,
             max_size=MESSAGE_BYTES,
             max_queue=16,
-            open_timeout=5,
-            ping_interval=10,
-            ping_timeout=10,
+            open_timeout=HANDSHAKE_S,
+            ping_interval=PATIENCE_S,
+            ping_timeout=PATIENCE_S,
             close_timeout=1,
             server_header=None,
             logger=_LOG,
+            **tls,
         )
         async with server:
             async for _ in _every(STATE_S):
                 self._view.poll()
+                self._teleop.poll(now_ns())
+                with self._hand_over():
+                    self._control.poll(now_ns() / SECOND_NS, moving=self._teleop.moving)
                 if stopped():
                     break
             with contextlib.suppress(TimeoutError):
@@ -138,10 +170,13 @@ class PageServer:
                     sends = (v.send({"kind": "over"}) for v in list(self._viewers))
                     await asyncio.gather(*sends, return_exceptions=True)
 
-    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """The answer to a request; None: the websocket may be opened."""
         if not self._door.knows_host(request.headers):
-            return _respond(http.HTTPStatus.MISDIRECTED_REQUEST, b"this machine has another name\n")
+            return _respond(
+                http.HTTPStatus.MISDIRECTED_REQUEST,
+                b"use this machine's address or host name\n",
+            )
         path, _, query = request.path.partition("?")
         if path == "/" and "token=" in query:
             cookie = self._door.cookie_for(request.path)
@@ -155,6 +190,10 @@ class PageServer:
             if not self._door.same_origin(request.headers):
                 return _respond(http.HTTPStatus.FORBIDDEN, b"only the page itself may connect\n")
             return None
+        if self._episodes is not None and (path == "/episodes" or path.startswith("/episodes/")):
+            found = await self._episodes.ask(path)
+            if found is not None:
+                return _respond(http.HTTPStatus.OK, *found)
         if path not in self._files:
             return _respond(http.HTTPStatus.NOT_FOUND, b"there is nothing here\n")
         return _respond(http.HTTPStatus.OK, *self._files[path])
@@ -168,7 +207,14 @@ class PageServer:
         viewer = _Viewer(connection, f"viewer {self._numbered} ({where})"[:VIEWER_BYTES])
         self._viewers.add(viewer)
         try:
-            await viewer.send({**self._view.hello(), "viewer": viewer.name})
+            await viewer.send(
+                {
+                    **self._view.hello(),
+                    **self._teleop.hello(),
+                    "viewer": viewer.name,
+                    "records": self._episodes is not None,
+                }
+            )
             async with asyncio.TaskGroup() as tasks:
                 sending = [tasks.create_task(send(viewer)) for send in (self._send_states, self._send_pictures)]
                 await self._listen(viewer)
@@ -180,6 +226,10 @@ class PageServer:
             pass
         finally:
             self._viewers.discard(viewer)
+            if viewer.hints is not None:
+                viewer.hints.cancel()
+            with self._hand_over():
+                self._control.leave(viewer.name)
 
     async def _send_states(self, viewer: _Viewer) -> None:
         view = self._view
@@ -188,7 +238,14 @@ class PageServer:
                 continue
             viewer.sent += 1
             message = {"kind": "state", "n": viewer.sent, **view.state(), "samples": view.samples(viewer.sample)}
+            message |= {"teleop": self._teleop.state(), "control": self._control_state()}
+            if self._episodes is not None:
+                message["marks"] = self._episodes.changes
             viewer.sample = view.sampled
+            if (collecting := view.collecting()) is not None:
+                message["collect"] = collecting
+            if view.touched > viewer.touch:
+                message["forces"], viewer.touch = view.forces(viewer.touch), view.touched
             if view.plan_key() != viewer.plan:
                 viewer.plan, message["plan"] = view.plan_key(), view.plan()
             if view.happened > viewer.event:
@@ -205,7 +262,7 @@ class PageServer:
                 if found is not None:
                     viewer.pictures[camera], message = found
                     viewer.owes.add(camera)
-                    await viewer.connection.send(message)
+                    await viewer.send(message)
 
     async def _listen(self, viewer: _Viewer) -> None:
         clock = asyncio.get_running_loop().time
@@ -229,16 +286,81 @@ class PageServer:
                     viewer.owes.discard(value)
                 case "look", list():
                     viewer.looks = frozenset(c for c in self._view.rings.cameras if c in value)
+                case "intent", dict():
+                    self._follow(viewer, value)
+                case "control", "ask" | "give" | "grant" | "refuse":
+                    await self._pass_control(viewer, value)
+                case "mark", {"uuid": str(uuid), **changes}:
+                    await self._mark(viewer, uuid, changes)
+                case "hints", True:
+                    if self._episodes is not None and viewer.hints is None:
+                        viewer.hints = asyncio.create_task(self._hint(viewer, self._episodes))
                 case _:
                     raise _BadMessageError("not a message of this page")
 
+    def _follow(self, viewer: _Viewer, intent: dict[str, Any]) -> None:
+        if self._control.holder != viewer.name:
+            self._teleop.refused["not in control"] += 1
+            return
+        self._teleop.take(viewer.name, viewer.clock, intent, self._view.origin_ns, now_ns(), self._view.measured())
+
+    async def _pass_control(self, viewer: _Viewer, how: str) -> None:
+        control = self._control
+        with self._hand_over():
+            if how == "ask" and not control.ask(viewer.name, now_ns() / SECOND_NS):
+                await viewer.send({"kind": "refused", "why": f"{control.asker} asks for the control already"})
+            elif how == "give":
+                control.leave(viewer.name)
+            elif how in ("grant", "refuse"):
+                control.answer(viewer.name, grant=how == "grant")
+
+    @contextlib.contextmanager
+    def _hand_over(self) -> Iterator[None]:
+        """Where another viewer is in control afterwards, the arms are let go of, and everybody is told."""
+        before = self._control.holder
+        yield
+        if self._control.holder != before:
+            self._teleop.let_go(now_ns())
+            self._view.note(f"{self._control.holder or 'nobody'} is in control")
+
+    async def _mark(self, viewer: _Viewer, uuid: str, changes: dict[str, Any]) -> None:
+        if self._episodes is None or not await self._in_charge(viewer):
+            return
+        try:
+            mark = await self._episodes.mark(uuid, changes)
+        except MarkError as error:
+            await viewer.send({"kind": "refused", "why": str(error)})
+        else:
+            self._view.note(f"{viewer.name}: episode {uuid[:8]}: {mark}")
+
+    async def _hint(self, viewer: _Viewer, episodes: EpisodeLibrary) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await viewer.send({"kind": "hints", **await episodes.hints()})
+        viewer.hints = None
+
+    async def _in_charge(self, viewer: _Viewer, **about: str) -> bool:
+        """Nobody else is in control; otherwise the viewer is told so."""
+        if not (allowed := self._control.allows(viewer.name)):
+            why = f"{self._control.holder} is in control; ask for it first"
+            await viewer.send({"kind": "refused", "why": why, **about})
+        return allowed
+
+    def _control_state(self) -> dict[str, Any]:
+        control = self._control
+        waits = round(control.waits_s(now_ns() / SECOND_NS), 1) if control.asker else None
+        return {"holder": control.holder, "asker": control.asker, "waits_s": waits}
+
     async def _obey(self, viewer: _Viewer, command: Command) -> None:
+        if command not in _EVERYBODYS and not await self._in_charge(viewer, command=command.name):
+            return
         self._operator.tell(command)  # first of all: it may be the e-stop
         note = self._note(viewer, command)
         self._view.note(f"{viewer.name}: {command.name.lower().replace('_', ' ')}")
         await viewer.send({"kind": "noted", "command": command.name, "note": note})
 
     async def _instruct(self, viewer: _Viewer, text: str) -> None:
+        if not await self._in_charge(viewer):
+            return
         text = " ".join(text.split())
         try:
             value = _INSTRUCTION.check("instruction", text)
@@ -256,12 +378,7 @@ class PageServer:
 
 def run_page(rendezvous: Rendezvous, rings: RigRings, options: PageOptions, listening: socket.socket) -> None:
     """The body of the process; until the run is over, or the process that started it is gone."""
-    server, session, parent = PageServer(rings, options), Ring.attach(rings.session), os.getppid()
-
-    def stopped() -> bool:
-        found = session.newest()
-        return (found is not None and bool(found[1]["stop"])) or os.getppid() != parent
-
+    server, stopped = PageServer(rings, options), stop_check(Ring.attach(rings.session))
     rendezvous()
     asyncio.run(server.run(listening, stopped))
 

@@ -17,6 +17,7 @@ import numpy as np
 from robolearn_data.schema import read_text
 from robolearn_deploy.channels import chunk_of
 from robolearn_deploy.chunks import Chunk
+from robolearn_deploy.collect_session import Cue, Stage
 from robolearn_deploy.dashboard.rings import Phase, RigRings
 from robolearn_deploy.limiter import Reason, Verdict
 from robolearn_deploy.operator import Command
@@ -37,12 +38,24 @@ LATENESS_MS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Between the bins of the histogram; what is beyond them is in the first and the last bin."""
 DELAY_BINS = 16
 EVENTS = 100
+WIDE = 12
+"""Values of a force stream from which it is an array of touch, of which fewer samples are shown."""
+TOUCH_NS = 100_000_000
 WIDEST_PX = 640
 """Wider pictures are shown with every second, third ... pixel."""
 JPEG_QUALITY = 75
 
 _VECTORS = ("requested", "sent", "measured")
 _FOLLOWS = (Condition.READY, Condition.DEGRADED)
+_OFFERED = {
+    Stage.READY: {Command.START, Command.NEXT_TASK},
+    Stage.RETURNING: {Command.STOP, Command.NEXT_TASK},
+    Stage.COUNTDOWN: {Command.STOP, Command.NEXT_TASK},
+    Stage.EPISODE: {Command.STOP, Command.SUCCESS, Command.FAILURE, Command.DISCARD, Command.REDO},
+    Stage.STOPPING: {Command.SUCCESS, Command.FAILURE, Command.DISCARD, Command.REDO},
+    Stage.JUDGING: {Command.SUCCESS, Command.FAILURE, Command.DISCARD, Command.REDO},
+}
+"""What a person can say at each stage of a collecting session."""
 _MOVING = (State.MOVING, State.RUNNING, State.HOLDING, State.DECELERATING, State.TELEOP)
 
 
@@ -62,7 +75,12 @@ class RigView:
         self._cameras = {name: Ring.attach(handle) for name, handle in rings.cameras.items()}
         self._ticks, self._chunks = Ring.attach(rings.ticks), Ring.attach(rings.chunks)
         self._instruction, self._progress = Ring.attach(rings.instruction), Ring.attach(rings.progress)
+        self._forces = {name: Ring.attach(handle) for name, handle in rings.forces.items()}
+        self._collect = None if rings.collect is None else Ring.attach(rings.collect)
         self._origin_ns = now_ns()
+        self._next_force = dict.fromkeys(self._forces, 0)
+        self._touched: deque[list[Any]] = deque(maxlen=HISTORY)
+        self.touched = 0
         self._next_tick = self._next_chunk = 0
         self._tick: np.void | None = None
         self._entered_ns = self._used = 0
@@ -85,8 +103,10 @@ class RigView:
             "kind": "hello",
             "rig": rings.rig,
             "names": rings.names,
+            "units": rings.units,
             "rate_hz": rings.rate_hz,
             "cameras": list(rings.cameras),
+            "forces": {name: list(ring.dtype["value"].shape) for name, ring in self._forces.items()},
         }
 
     def poll(self) -> None:
@@ -100,6 +120,10 @@ class RigView:
         ticks, self._next_tick = self._ticks.drain(self._next_tick)
         if len(ticks):
             self._take(ticks)
+        for number, (name, ring) in enumerate(self._forces.items()):
+            samples, self._next_force[name] = ring.drain(self._next_force[name])
+            if len(samples):
+                self._feel(number, samples)
         edge = now_ns() - WINDOW_NS
         while self._lateness and self._lateness[0][0] < edge:
             self._lateness.popleft()
@@ -123,7 +147,7 @@ class RigView:
         return found | {
             "state": State(int(tick["state"])).name,
             "cause": _text(tick["cause"]),
-            "paused": self._paused(tick),
+            "paused": _paused(tick),
             "entered": self.ms(self._entered_ns),
             "tick": self.ms(int(tick["woke_ns"])),
             "condition": Condition(int(tick["condition"])).name,
@@ -133,6 +157,31 @@ class RigView:
             "chunk": int(tick["chunk"]),
             "limit": Reason(int(tick["reason"])).name if tick["verdict"] != Verdict.OK else "",
         }
+
+    def collecting(self) -> dict[str, Any] | None:
+        """Where a collecting session is; None where none is held."""
+        found = None if self._collect is None else self._collect.newest()
+        if found is None:
+            return None
+        now = found[1]
+        left_s = float(now["left_ns"]) / SECOND_NS
+        return {
+            "stage": Stage(int(now["stage"])).name,
+            "ends": self.ms(int(now["ends_ns"])) if now["ends_ns"] else None,
+            "since": self.ms(int(now["since_ns"])),
+            "task": _text(now["task"]),
+            "note": _text(now["note"]),
+            **{name: int(now[name]) for name in ("episodes", "goal", "successes", "discarded", "saved", "cues")},
+            "recorded_s": float(now["recorded_ns"]) / SECOND_NS,
+            "elapsed_s": float(now["elapsed_ns"]) / SECOND_NS,
+            "left_s": None if left_s < 0 else left_s,
+            "cue": Cue(int(now["cue"])).name,
+        }
+
+    def forces(self, since: int) -> list[list[Any]]:
+        """Samples of force streams from number ``since`` on: number of the stream, ms, values. Of each 20 ms (arrays of
+        touch: 100 ms) the greatest, so that no contact is missed."""
+        return _tail(self._touched, self.touched - since)
 
     def figures(self) -> dict[str, Any]:
         """How well the loops keep time, and what the limits changed."""
@@ -191,11 +240,29 @@ class RigView:
             kept = self._pictures[camera] = (index, head + _jpeg(frame["value"]))
         return kept if kept[0] > after else None
 
+    @property
+    def origin_ns(self) -> int:
+        """Of the ms on the page."""
+        return self._origin_ns
+
+    def measured(self) -> np.ndarray:
+        """(N,) of the rig's vector now; NaN where nothing is known yet."""
+        return np.full(len(self.rings.names), np.nan) if self._tick is None else self._tick["measured"]
+
     def ms(self, at_ns: int) -> float:
         return round((at_ns - self._origin_ns) / 1e6, 2)
 
     def close(self) -> None:
-        for ring in (*self._cameras.values(), self._ticks, self._chunks, self._instruction, self._progress):
+        more = [self._collect] if self._collect else []
+        for ring in (
+            *more,
+            *self._forces.values(),
+            *self._cameras.values(),
+            self._ticks,
+            self._chunks,
+            self._instruction,
+            self._progress,
+        ):
             ring.close()
 
     def _take(self, ticks: np.ndarray) -> None:
@@ -226,6 +293,17 @@ class RigView:
             self._samples.append([self.ms(int(at_ns)), *vectors])
         self.sampled += len(chosen)
 
+    def _feel(self, number: int, samples: np.ndarray) -> None:
+        """Samples (n,) of the force stream with that number, n > 0."""
+        values = samples["value"].reshape(len(samples), -1).astype(np.float64)
+        size = np.linalg.norm(np.nan_to_num(values), axis=1)
+        buckets = samples["capture_ns"] // (TOUCH_NS if values.shape[1] > WIDE else SAMPLE_NS)
+        for bucket in np.unique(buckets):
+            inside = np.flatnonzero(buckets == bucket)
+            i = int(inside[np.argmax(size[inside])])
+            self._touched.append([number, self.ms(int(samples["capture_ns"][i])), *_rows(values[i : i + 1])])
+            self.touched += 1
+
     def _event(self, at_ns: int, text: str) -> None:
         self._events.append(Event(self.ms(at_ns), text))
         self.happened += 1
@@ -237,16 +315,13 @@ class RigView:
         found = self._instruction.newest()
         return read_text(found[1]["value"]) if found else ""
 
-    def _paused(self, tick: np.void) -> bool:
-        """Only a person makes it go on."""
-        return int(tick["state"]) == State.STOPPED and _text(tick["cause"]).endswith(
-            ("resume when ready", "then resume")
-        )
-
     def _allowed(self, phase: Phase) -> set[Command]:
         """What makes sense now. Everything else is carried out too, or does nothing: this is for the buttons."""
         allowed = {Command.E_STOP, Command.END}
-        if phase is Phase.EPISODE:
+        collecting = None if self._collect is None else self._collect.newest()
+        if collecting is not None:
+            allowed |= _OFFERED.get(Stage(int(collecting[1]["stage"])), set())
+        elif phase is Phase.EPISODE:
             allowed |= {Command.SUCCESS, Command.FAILURE, Command.DISCARD}
         if self._tick is None:
             return allowed
@@ -256,12 +331,17 @@ class RigView:
             return allowed | {Command.RELEASE} if still else allowed
         if state is State.STOPPED:
             allowed.add(Command.RESUME)
-        if state in _MOVING or not self._paused(self._tick):
+        if state in _MOVING or not self._tick["paused"]:
             allowed.add(Command.PAUSE)
         if state is State.TELEOP:
             return allowed | {Command.HAND_BACK}
         allowed.add(Command.RESET)
-        return allowed | {Command.TAKE_OVER} if self.rings.teleoperators else allowed
+        return allowed | {Command.TAKE_OVER} if self.rings.teleoperators or self.rings.arms else allowed
+
+
+def _paused(tick: np.void) -> bool:
+    """It has stopped, and only a person makes it go on."""
+    return int(tick["state"]) == State.STOPPED and bool(tick["paused"])
 
 
 def _tail(items: deque[Any], count: int) -> list[Any]:

@@ -13,6 +13,7 @@ import itertools
 import logging
 import queue
 import random
+import socket
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
 
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
@@ -40,7 +41,7 @@ from robolearn_deploy.wire.messages import (
     read_pong,
     request_message,
 )
-from robolearn_deploy.wire.security import client_tls, is_certificate
+from robolearn_deploy.wire.security import client_tls, read_certificate
 from robolearn_hardware.clock import now_ns
 
 log = logging.getLogger(__name__)
@@ -101,16 +102,18 @@ class RemotePolicy:
         Raises:
             RemotePolicyError: nothing there that can be used, by then.
         """
-        if urlsplit(url).scheme not in ("ws", "wss") or not urlsplit(url).hostname:
+        if not _is_url(url):
             raise RemotePolicyError(
                 f"{url!r} is not the URL of a policy server; give ws://HOST:PORT or wss://HOST:PORT"
             )
+        if certificate is not None and not url.startswith("wss"):
+            raise RemotePolicyError(f"{url} is without TLS, and a certificate for it is given; give wss://HOST:PORT")
         self.url = url
         self.counters = Counters()
         self.scheduler = ""
         """Whose requests the server's policy understands, as it says."""
         self._token = token
-        self._certificate = certificate
+        self._certificate = read_certificate(certificate) if certificate is not None else None
         self._tls = client_tls(certificate) if url.startswith("wss") else None
         self._keys = dict(keys or {})
         self._connect_s = connect_s
@@ -143,9 +146,7 @@ class RemotePolicy:
         started_ns = now_ns()
         deadline_ns = request.deadline_ns or started_ns + int(self._reply_s * 1e9)
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._connection is not None or self._refusal is not None or self._closing, _left_s(deadline_ns)
-            )
+            self._changed.wait_for(lambda: self._connection is not None or self._closing, _left_s(deadline_ns))
             connection, problem = self._connection, self._problem
             if connection is None:
                 raise ConnectionError(f"no connection to {self.url}: {problem}")
@@ -241,10 +242,10 @@ class RemotePolicy:
             close_timeout=0.5,
             ping_interval=None,  # our own pings tell more, and servers of openpi answer none while they infer
             proxy=None,
-        ) as socket:
-            self._check_certificate(socket)
-            message = await asyncio.wait_for(socket.recv(), self._connect_s)
-            connection = _Connection(socket, is_plain=self._learn(message))
+        ) as connected:
+            self._check_certificate(connected)
+            message = await asyncio.wait_for(connected.recv(), self._connect_s)
+            connection = _Connection(connected, is_plain=self._learn(message))
             pings = asyncio.create_task(self._ping(connection)) if not connection.is_plain else None
             sender = asyncio.create_task(connection.write())
             try:
@@ -271,26 +272,31 @@ class RemotePolicy:
             self._refusal = "it does not say what its policy observes, as servers of openpi do not; give a spec"
         elif spec is not None and known is not None and spec.to_json() != known.to_json():
             self._refusal = "it serves a policy of another spec than expected; start again, or serve the former policy"
+        elif self.counters.connections and scheduler != self.scheduler:
+            self._refusal = f"it serves chunks for the scheduler {scheduler!r} now, not {self.scheduler!r} as before"
         if self._refusal is not None:
             raise WireError(self._refusal)
         self._known_spec = known or spec
         self.scheduler = scheduler
         return spec is None
 
-    def _check_certificate(self, socket: ClientConnection) -> None:
-        if self._certificate is None or self._tls is None:
+    def _check_certificate(self, connected: ClientConnection) -> None:
+        if self._certificate is None:
             return
-        shown = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        if not is_certificate(shown, self._certificate):
-            raise ssl.SSLCertVerificationError(f"the server's certificate is not the one in {self._certificate}")
+        if connected.transport.get_extra_info("ssl_object").getpeercert(binary_form=True) != self._certificate:
+            self._refusal = "its certificate is not trusted (not the one that was given); give the server's own"
+            raise WireError(self._refusal)
 
     async def _ping(self, connection: _Connection) -> None:
         """Some pings at once for a first estimate of the clock, then one a second. Gives up a server that is silent."""
         with contextlib.suppress(WebSocketException):  # who receives notices too, and reports it
             for number in itertools.count():
                 connection.pings[number] = now_ns()
-                await connection.socket.send(pack(ping_message(number)))
-                await asyncio.sleep(PING_S / 50 if number < FIRST_PINGS else PING_S)
+                # A network that takes in nothing more holds up sending: that must not keep us from noticing.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SILENCE_S):
+                        await connection.socket.send(pack(ping_message(number)))
+                        await asyncio.sleep(PING_S / 50 if number < FIRST_PINGS else PING_S)
                 if now_ns() - connection.heard_ns > SILENCE_S * 1e9:
                     connection.abandon()
 
@@ -353,14 +359,29 @@ class RemotePolicy:
             self._changed.notify_all()
 
     def _explain(self, error: Exception) -> str:
-        if isinstance(error, InvalidStatus) and error.response.status_code == 401:
-            self._refusal = "it refuses the token; give the one that it was started with"
-            return self._refusal
-        if isinstance(error, ssl.SSLCertVerificationError):
-            self._refusal = f"its certificate is not trusted ({error.verify_message or error}); give the server's own"
-            return self._refusal
-        if isinstance(error, TimeoutError):
-            return "no answer in time"
+        """Why there is no connection, and what to do. A mistake that does not mend itself is noted as the refusal."""
+        match error:
+            case InvalidStatus() if error.response.status_code == 401:
+                self._refusal = "it refuses the token; give the one that it was started with (--token-file)"
+                return self._refusal
+            case InvalidStatus() if error.response.status_code == 503:
+                return "it has too many clients, or is about to stop"
+            case InvalidStatus():
+                return f"it answers with HTTP status {error.response.status_code}, as no policy server does"
+            case ssl.SSLCertVerificationError():
+                self._refusal = (
+                    f"its certificate is not trusted ({error.verify_message}); give the server's own with --certificate"
+                )
+                return self._refusal
+            case InvalidMessage() | ssl.SSLError() | ConnectionResetError():
+                hint = "has TLS, give wss:// and its --certificate" if self._tls is None else "has no TLS, give ws://"
+                return f"it does not answer as a policy server does; if it {hint}"
+            case socket.gaierror():
+                return "there is no machine of that name"
+            case TimeoutError():
+                return "no answer in time"
+        if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
+            return "nobody listens there; start `robolearn serve`, or check the host and the port"
         return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -396,6 +417,14 @@ class _Connection:
         if self._outbox.full():
             self._outbox.get_nowait()  # a former request that the network has not taken yet is of no use any more
         self._outbox.put_nowait(message)
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0  # a bad port raises
+    except ValueError:
+        return False
 
 
 def _receive(inbox: queue.SimpleQueue[Answer | Exception], deadline_ns: int) -> Answer:

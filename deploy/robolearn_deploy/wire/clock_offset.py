@@ -43,9 +43,11 @@ class ClockOffset:
         self._kept: deque[_Exchange] = deque(maxlen=GROUPS)
 
     def add(self, t0: int, t1: int, t2: int, t3: int) -> bool:
-        """Take in one exchange (ns). False: it is impossible, and left out."""
+        """Take in one exchange (ns). False: it is impossible or out of order, and left out."""
         exchange = _Exchange((t0 + t3) // 2, t2 - t3, t1 - t0)
         if t3 < t0 or t2 < t1 or exchange.width_ns < 0 or abs(exchange.low_ns) > MAX_OFFSET_NS:
+            return False
+        if self._kept and exchange.at_ns <= self._kept[-1].at_ns:
             return False
         if not self._kept or self._kept[-1].at_ns // GROUP_NS != exchange.at_ns // GROUP_NS:
             self._kept.append(exchange)

@@ -20,7 +20,7 @@ MAX_BYTES = 32 << 20
 """Of one message, unless told otherwise: ten uncompressed 640 x 480 pictures and more."""
 MAX_DEPTH = 16
 MAX_ITEMS = 10_000
-"""Values in one message, an array counting as four: whoever has more numbers than that sends arrays."""
+"""Values in one message, an array counting as ten or so: whoever has more numbers than that sends arrays."""
 MAX_DIMENSIONS = 8
 
 DTYPES = {np.dtype(c).newbyteorder("<").str: np.dtype(c).newbyteorder("<") for c in "?bBhHiIqQefd"}
@@ -245,7 +245,9 @@ def _array(fields: dict[str | bytes, Any]) -> np.ndarray:
         raise WireError("the shape of an array is impossible")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise WireError(f"an array of shape {shape} and dtype {dtype.str} cannot have {len(data)} bytes")
-    return np.frombuffer(data, dtype).reshape(shape).copy()
+    # A bool is 0 or 1, whatever was sent.
+    values = np.frombuffer(data, np.uint8) != 0 if dtype.kind == "b" else np.frombuffer(data, dtype).copy()
+    return values.reshape(shape)
 
 
 def _numpy_number(fields: dict[str | bytes, Any]) -> np.generic:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 MAX_HANDSHAKE = 1 << 16
@@ -73,8 +73,12 @@ class FaultProxy:
             for writer in list(self._writers):
                 writer.transport.abort()
 
+        self.in_loop(cut)
+
+    def in_loop(self, function: Callable[[], object]) -> None:
+        """Call ``function`` in the event loop, from any thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(cut)
+            self._loop.call_soon_threadsafe(function)
 
     async def _connect(self, near_reader: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
         try:
@@ -154,26 +158,22 @@ async def _read_message(reader: asyncio.StreamReader) -> bytes:
 def proxying(host: str, port: int, faults: NetworkFaults = NetworkFaults(), *, seed: int = 0) -> Iterator[FaultProxy]:
     """A proxy in a thread of this process, until the block ends."""
     proxy = FaultProxy(host, port, faults, seed=seed)
-    loop = asyncio.new_event_loop()
-    ready = threading.Event()
+    ready, stop = threading.Event(), asyncio.Event()
 
     async def body() -> None:
         server = await proxy.start()
         ready.set()
-        with contextlib.suppress(asyncio.CancelledError):
-            await server.serve_forever()
+        await stop.wait()
+        server.close()  # the tasks of its connections are cancelled at the end of the loop
 
-    task = loop.create_task(body())
-    thread = threading.Thread(target=loop.run_until_complete, args=(task,), name="fault proxy", daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(body()), name="fault proxy", daemon=True)
     thread.start()
     ready.wait()
     try:
         yield proxy
     finally:
-        proxy.cut_all()
-        loop.call_soon_threadsafe(task.cancel)
+        proxy.in_loop(stop.set)
         thread.join()
-        loop.close()
 
 
 async def _serve(options: argparse.Namespace) -> None:

@@ -20,6 +20,9 @@ from robolearn_hardware.clock import now_ns
 
 log = logging.getLogger(__name__)
 
+FAILURES = 3
+"""So many inferences that fail one after the other are no accident of one request: a graphics card that is lost ..."""
+
 
 @runtime_checkable
 class BatchInference(Inference, Protocol):
@@ -65,21 +68,22 @@ class InferenceWorker:
         self._waiting: dict[Hashable, Job] = {}
         self._clients = 0
         self._stopping = False
-        self._busy = False
+        self._busy_since_ns: int | None = None
+        self._failed_in_a_row = 0
         self._spec: PolicySpec | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self.batches: dict[int, int] = {}
         """Size -> how many batches of it were inferred."""
 
-    def start(self) -> PolicySpec:
-        """Open the policy and return its spec; what opening it raised is raised here."""
+    def start(self) -> PolicySpec | None:
+        """Open the policy and return its spec, None if ``stop`` was called before; what opening it raised is raised
+        here."""
         self._thread.start()
         with self._changed:
-            self._changed.wait_for(lambda: self._spec is not None or self._failure is not None)
+            self._changed.wait_for(lambda: self._spec is not None or self._failure is not None or self._stopping)
             if self._failure is not None:
                 raise self._failure
-            assert self._spec is not None
             return self._spec
 
     def submit(self, client: Hashable, job: Job) -> Job | None:
@@ -103,7 +107,21 @@ class InferenceWorker:
     @property
     def idle(self) -> bool:
         with self._changed:
-            return not self._waiting and not self._busy
+            return not self._waiting and self._busy_since_ns is None
+
+    def fault(self, hang_s: float) -> str:
+        """Why no request is answered at present, in one line; empty if nothing is known against it.
+
+        Args:
+            hang_s: an inference that takes longer counts as hanging.
+        """
+        with self._changed:
+            busy_s = 0.0 if self._busy_since_ns is None else (now_ns() - self._busy_since_ns) / 1e9
+        if busy_s > hang_s:
+            return f"an inference has been going on for {busy_s:.0f} s"
+        if self._failed_in_a_row >= FAILURES:
+            return f"the last {self._failed_in_a_row} inferences failed"
+        return ""
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread. False: the policy did not return in time; it is a daemon and ends with the process."""
@@ -130,7 +148,7 @@ class InferenceWorker:
             while jobs := self._next(self._max_batch if isinstance(policy, BatchInference) else 1):
                 self._infer(policy, jobs)
                 with self._changed:
-                    self._busy = False
+                    self._busy_since_ns = None
 
     def _next(self, most: int) -> list[Job]:
         """What to infer now; empty at the end."""
@@ -142,7 +160,7 @@ class InferenceWorker:
                         lambda: len(self._waiting) >= min(most, self._clients) or self._stopping, self._batch_window_s
                     )
                 if self._waiting and not self._stopping:  # whoever waited may have gone meanwhile
-                    self._busy = True
+                    self._busy_since_ns = now_ns()
                     return [self._waiting.pop(client) for client in list(self._waiting)[:most]]
             return []
 
@@ -155,15 +173,13 @@ class InferenceWorker:
                 due.append(job)
         if not due:
             return
-        if isinstance(policy, BatchInference):
-            _infer_batch(policy, due)
-        else:
-            for job in due:
-                _infer_one(policy, job)
+        works = _infer_batch(policy, due) if isinstance(policy, BatchInference) else _infer_one(policy, due[0])
+        self._failed_in_a_row = 0 if works else self._failed_in_a_row + 1
         self.batches[len(due)] = self.batches.get(len(due), 0) + 1
 
 
-def _infer_batch(policy: BatchInference, jobs: list[Job]) -> None:
+def _infer_batch(policy: BatchInference, jobs: list[Job]) -> bool:
+    """Whether the policy works: it answered one of them, or refused it for a reason."""
     for job in jobs:
         if job.request.committed is None:
             job.memory.clear()
@@ -171,18 +187,19 @@ def _infer_batch(policy: BatchInference, jobs: list[Job]) -> None:
         replies = policy.infer_batch([job.request for job in jobs], [job.memory for job in jobs])
         if len(replies) != len(jobs):
             raise RuntimeError(f"{len(replies)} replies to {len(jobs)} requests")
-    except Exception as error:
+    except BaseException as error:  # SystemExit of a policy's code too: the thread goes on
         if len(jobs) == 1:
             jobs[0].fail(_explain(error))
-        else:  # what one robot asked must not fail the others
-            for job in jobs:
-                _infer_batch(policy, [job])
-        return
+            return isinstance(error, UserError)
+        worked = [_infer_batch(policy, [job]) for job in jobs]  # what one robot asked must not fail the others
+        return any(worked)
     for job, reply in zip(jobs, replies, strict=True):
         job.deliver(reply)
+    return True
 
 
-def _infer_one(policy: Inference, job: Job) -> None:
+def _infer_one(policy: Inference, job: Job) -> bool:
+    """Whether the policy works, as above."""
     last = None
     try:
         for reply in policy.infer(job.request):
@@ -191,14 +208,15 @@ def _infer_one(policy: Inference, job: Job) -> None:
             last = reply
         if last is None:
             raise RuntimeError("no reply")
-    except Exception as error:
+    except BaseException as error:
         job.fail(_explain(error))
-        return
+        return isinstance(error, UserError)
     if not job.partial:
         job.deliver(last)
+    return True
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """One line for the client. Whatever a policy raises must not end the service; its traceback is the operator's."""
     if isinstance(error, UserError | TimeoutError | ConnectionError):
         return f"the policy refused: {' '.join(str(error).split())}"

@@ -147,8 +147,11 @@ def read_request(message: Any, spec: PolicySpec, received_ns: int, *, sequence: 
             deadline_ns = client_deadline_ns + offset_ns + _integer(extension, "uncertainty_ns", 0)
     else:
         capture_ns = received_ns
+    sequence = _integer(extension, "sequence", sequence)
+    if sequence < 0:
+        raise WireError("the sequence of a request must be 0 or more")
     request = Request(
-        sequence=_integer(extension, "sequence", sequence),
+        sequence=sequence,
         capture_ns=capture_ns,
         observation=observation,
         committed=_committed(extension["committed"], spec) if "committed" in extension else None,
@@ -275,7 +278,7 @@ def _observed(message: dict[Any, Any], name: str, stream: Stream, spec: PolicySp
     if value is None:
         raise WireError(f"the observation {name!r} is missing; the policy needs: {', '.join(spec.observation)}")
     if stream.kind == "text" and isinstance(value, str):
-        if "\0" in value or len(value) > MAX_BYTES:
+        if "\0" in value:
             raise WireError(f"the text {name!r} holds a zero")
         value = np.array([value] * spec.obs_horizon)
     elif isinstance(value, list) and all(type(number) in (int, float, bool) for number in value):

@@ -7,16 +7,13 @@ import hmac
 import ipaddress
 import os
 import secrets
-import shutil
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 
 from robolearn_data.schema import UserError
 
 TOKEN_VARIABLE = "ROBOLEARN_TOKEN"
-CERTIFICATE_DAYS = 825
 
 
 class SecurityError(UserError):
@@ -46,10 +43,25 @@ def read_token(path: Path | None) -> str | None:
         try:
             token = path.read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise SecurityError(f"the token in {path} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or "it is not ASCII"
+            raise SecurityError(f"the token in {path} cannot be read: {reason}") from error
     if token is not None and (not token or not all("!" <= c <= "~" for c in token)):
         raise SecurityError(f"the token in {where} must be printable ASCII without spaces, and not empty")
     return token
+
+
+def configuration() -> Path:
+    """Where certificates and tokens that nobody named a place for are kept."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(base) / "robolearn"
+
+
+def page_token() -> str:
+    """Of this user's dashboards: kept, so that a browser is shown it only once; where that cannot be, a new one."""
+    try:
+        return make_token(configuration() / "page-token")
+    except OSError:
+        return secrets.token_urlsafe(32)
 
 
 def make_token(path: Path) -> str:
@@ -77,6 +89,24 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at that address that does not listen yet: nobody else can have it any more. Raises OSError.
+
+    One address: "localhost" is 127.0.0.1, which whoever connects to either name tries.
+    """
+    numeric = "127.0.0.1" if host == "localhost" else host or None
+    found = socket.getaddrinfo(numeric, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, _, _, where = found[0]
+    made = socket.socket(family, kind)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
     """For a server with this certificate (chain) and private key, both PEM.
 
@@ -86,10 +116,11 @@ def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, password="")  # or OpenSSL asks the terminal for one
     except (OSError, ssl.SSLError) as error:
         raise SecurityError(
-            f"{certificate} and {key} cannot be used for TLS: {error}; give a PEM certificate and its private key"
+            f"{certificate} and {key} cannot be used for TLS: {error.strerror or error}; "
+            "give a PEM certificate and its private key without a password"
         ) from error
     return context
 
@@ -104,54 +135,32 @@ def client_tls(certificate: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # The certificate itself is known, see ``is_certificate``: under which name its owner is reached does not matter.
+    # The client compares the certificate itself: under which name its owner is reached does not matter.
     context.check_hostname = False
-    try:
-        context.load_verify_locations(cafile=str(certificate))
-    except (OSError, ssl.SSLError) as error:
-        raise SecurityError(f"{certificate} is not a certificate: {error}; copy the one of the server here") from error
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it may be signed by an authority that we do not know
+    context.load_verify_locations(cadata=read_certificate(certificate))
     return context
 
 
-def is_certificate(der: bytes | None, certificate: Path) -> bool:
-    """Whether the certificate that a peer showed (DER) is the one in ``certificate`` (PEM)."""
-    return der is not None and hmac.compare_digest(der, ssl.PEM_cert_to_DER_cert(certificate.read_text()))
+def read_certificate(certificate: Path) -> bytes:
+    """The first certificate of a PEM file, as DER.
+
+    Raises:
+        SecurityError: the file is missing or holds none.
+    """
+    try:
+        text = certificate.read_text(encoding="ascii", errors="replace")
+        begin = text.index(ssl.PEM_HEADER)
+        der = ssl.PEM_cert_to_DER_cert(text[begin : text.index(ssl.PEM_FOOTER, begin)] + ssl.PEM_FOOTER)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+    except FileNotFoundError as error:
+        raise SecurityError(f"there is no certificate {certificate}; copy the one of the server there") from error
+    except (OSError, ValueError) as error:
+        raise SecurityError(f"{certificate} is not a certificate (PEM); copy the one of the server there") from error
+    return der
 
 
 def fingerprint(certificate: Path) -> str:
     """SHA-256 of the certificate, as browsers show it."""
-    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest().upper()
+    digest = hashlib.sha256(read_certificate(certificate)).hexdigest().upper()
     return ":".join(digest[i : i + 2] for i in range(0, len(digest), 2))
-
-
-def self_signed(folder: Path, host: str) -> tuple[Path, Path]:
-    """(certificate, key) for ``host`` in ``folder``: those that are there, or new ones made by openssl.
-
-    Raises:
-        SecurityError: openssl is not installed or failed.
-    """
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    if certificate.is_file() and key.is_file():
-        return certificate, key
-    if shutil.which("openssl") is None:
-        raise SecurityError(
-            "openssl, which makes certificates, is not installed; install it (apt install openssl) "
-            "or give --tls-cert and --tls-key"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    names = ["DNS:localhost", f"DNS:{socket.gethostname()}", "IP:127.0.0.1", "IP:::1", _alternative_name(host)]
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", str(CERTIFICATE_DAYS), "-subj", "/CN=robolearn", "-keyout", str(key), "-out", str(certificate)]
-    command += ["-addext", f"subjectAltName={','.join(dict.fromkeys(names))}"]
-    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    if made.returncode:
-        raise SecurityError(f"openssl could not make a certificate: {' '.join(made.stderr.split())[-300:]}")
-    key.chmod(0o600)
-    return certificate, key
-
-
-def _alternative_name(host: str) -> str:
-    try:
-        return f"IP:{ipaddress.ip_address(host)}"
-    except ValueError:
-        return f"DNS:{host}"

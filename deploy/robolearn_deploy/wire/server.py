@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import http
 import logging
+import socket
 import ssl
 import threading
 from collections import deque
@@ -39,7 +40,7 @@ from robolearn_deploy.wire.messages import (
     read_request,
     reply_message,
 )
-from robolearn_deploy.wire.security import SecurityError, is_loopback, token_matches
+from robolearn_deploy.wire.security import SecurityError, bind, is_loopback, token_matches
 from robolearn_hardware.clock import now_ns
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class ServerOptions:
     """Who has not connected in full by then is hung up on; what they send meanwhile is not kept."""
     keepalive_s: float = 20.0
     """A client that answers no websocket ping, or takes in nothing that it is sent, for this long is dropped."""
+    hang_s: float = 30.0
+    """An inference that takes longer counts as hanging, see ``/healthz``."""
     drain_s: float = 5.0
     """At the end, time for what is being inferred."""
 
@@ -129,21 +132,35 @@ class PolicyServer:
     async def run(self, ready: Callable[[], None] | None = None) -> None:
         """Serve until ``stop``. ``ready`` is called when clients can connect.
 
+        Whoever asks for /healthz gets 200 while requests are answered, else 503 and why.
+
         Raises:
             ServerError: the port is taken, or the host is not of this machine. Whatever opening the policy raises.
         """
         self._loop = asyncio.get_running_loop()
-        self._stop_event = asyncio.Event()
+        self._stop_event = stop = asyncio.Event()
+        with self._bind() as bound:
+            self.port = bound.getsockname()[1]
+            await self._run(bound, stop, ready)
+
+    async def _run(self, bound: socket.socket, stop: asyncio.Event, ready: Callable[[], None] | None) -> None:
+        opening = asyncio.create_task(asyncio.to_thread(self._worker.start))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not opening.done():
+            self._worker.stop(0)  # a policy that is still being opened is left to the end of the process
+        self.spec = spec = await opening
+        if spec is None:
+            return
         options = self._options
-        self.spec = spec = await asyncio.to_thread(self._worker.start)
         self._metadata = pack(metadata_message(spec, name=options.name, scheduler=options.scheduler))
         try:
-            server = await self._listen()
+            server = await self._listen(bound)
             try:
-                self.port = next(iter(server.sockets)).getsockname()[1]
                 if ready is not None:
                     ready()
-                await self._stop_event.wait()
+                await stop.wait()
                 self._draining = True
                 server.close(close_connections=False)
                 await self._drain()
@@ -154,30 +171,36 @@ class PolicyServer:
             self._draining = True
             await asyncio.to_thread(self._worker.stop, options.drain_s)
 
-    async def _listen(self) -> Server:
-        options = self._options
+    def _bind(self) -> socket.socket:
+        host, port = self._options.host, self._options.port
         try:
-            return await serve(
-                self._serve_client,
-                options.host,
-                options.port,
-                ssl=options.tls,
-                process_request=self._admit,
-                origins=[None],  # browsers name theirs: no web page may use a policy on this machine
-                compression=None,
-                max_size=options.max_bytes,
-                max_queue=2,
-                open_timeout=options.handshake_s,
-                ping_interval=options.keepalive_s / 2,
-                ping_timeout=options.keepalive_s / 2,
-                close_timeout=CLOSE_S,
-                server_header=None,
-            )
-        except OSError as error:
+            return bind(host, port)
+        except (OSError, OverflowError) as error:
             raise ServerError(
-                f"cannot listen on {options.host} port {options.port}: {error.strerror or error}; "
+                f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; "
                 "give another --port, or a --host of this machine"
             ) from error
+
+    async def _listen(self, bound: socket.socket) -> Server:
+        options = self._options
+        tls: dict[str, Any] = {}
+        if options.tls is not None:
+            tls = {"ssl": options.tls, "ssl_handshake_timeout": options.handshake_s, "ssl_shutdown_timeout": CLOSE_S}
+        return await serve(
+            self._serve_client,
+            sock=bound,
+            process_request=self._admit,
+            origins=[None],  # browsers name theirs: no web page may use a policy on this machine
+            compression=None,
+            max_size=options.max_bytes,
+            max_queue=2,
+            open_timeout=options.handshake_s,
+            ping_interval=options.keepalive_s / 2,
+            ping_timeout=options.keepalive_s / 2,
+            close_timeout=CLOSE_S,
+            server_header=None,
+            **tls,
+        )
 
     def stop(self) -> None:
         """Let ``run`` finish what it is doing and return. From any thread."""
@@ -191,14 +214,16 @@ class PolicyServer:
             await asyncio.sleep(0.01)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
-                await asyncio.gather(*(c.socket.close(GOING_AWAY, "the server stops") for c in list(self._clients)))
+                await asyncio.gather(*(c.connection.close(GOING_AWAY, "the server stops") for c in list(self._clients)))
         for client in self._clients:  # who does not read cannot be told
-            client.socket.transport.abort()
+            client.connection.transport.abort()
 
     def _admit(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
         """None: go on with the websocket's handshake."""
         if request.path == "/healthz":
-            return connection.respond(http.HTTPStatus.OK, "OK\n")
+            fault = "it is about to stop" if self._draining else self._worker.fault(self._options.hang_s)
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE if fault else http.HTTPStatus.OK
+            return connection.respond(status, f"{fault or 'OK'}\n")
         if self._options.token is not None:
             given = request.headers.get_all("Authorization")
             if len(given) != 1 or not token_matches(given[0], self._options.token):
@@ -209,14 +234,14 @@ class PolicyServer:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server stops or has too many clients\n")
         return None
 
-    async def _serve_client(self, socket: ServerConnection) -> None:
-        client = _Client(socket, self.statistics, self._options.keepalive_s)
+    async def _serve_client(self, connection: ServerConnection) -> None:
+        client = _Client(connection, self.statistics, self._options.keepalive_s)
         self._clients.add(client)
         self._count_clients()
         writer = asyncio.create_task(client.write())
         try:
             await client.send(self._metadata)
-            async for message in socket:
+            async for message in connection:
                 await self._take(client, message, now_ns())
                 await asyncio.sleep(0)  # whoever sends without a pause leaves the loop to others too
         except ConnectionClosed:
@@ -226,7 +251,7 @@ class PolicyServer:
             await client.send(str(error))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(client.queue.join(), CLOSE_S)
-            await socket.close(INVALID_DATA, str(error).encode()[:120].decode(errors="ignore"))
+            await connection.close(INVALID_DATA, str(error).encode()[:120].decode(errors="ignore"))
         finally:
             self._clients.discard(client)
             self._count_clients()
@@ -286,8 +311,8 @@ class PolicyServer:
 class _Client:
     """One connection and what waits to be sent over it."""
 
-    def __init__(self, socket: ServerConnection, statistics: Statistics, patience_s: float) -> None:
-        self.socket = socket
+    def __init__(self, connection: ServerConnection, statistics: Statistics, patience_s: float) -> None:
+        self.connection = connection
         self.queue: asyncio.Queue[bytes | str] = asyncio.Queue(QUEUE)
         self._statistics = statistics
         self._patience_s = patience_s
@@ -314,7 +339,7 @@ class _Client:
 
     async def until(self, event: Coroutine[Any, Any, Any]) -> None:
         """Wait for ``event``, or for the end of the connection."""
-        waits = [asyncio.ensure_future(event), asyncio.ensure_future(self.socket.wait_closed())]
+        waits = [asyncio.ensure_future(event), asyncio.ensure_future(self.connection.wait_closed())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -329,17 +354,17 @@ class _Client:
                 try:
                     # websockets' own keepalive waits behind what is being sent, and would wait for ever.
                     async with asyncio.timeout(self._patience_s):
-                        await self.socket.send(message)
+                        await self.connection.send(message)
                 except TimeoutError:
                     self._drop()
                     return
                 self.queue.task_done()
 
     def _drop(self) -> None:
-        if not self.socket.transport.is_closing():
+        if not self.connection.transport.is_closing():
             self._statistics.dropped += 1
-            log.warning("a client at %s does not read what it is sent; dropped", self.socket.remote_address)
-            self.socket.transport.abort()
+            log.warning("a client at %s does not read what it is sent; dropped", self.connection.remote_address)
+            self.connection.transport.abort()
 
 
 class _Pending:

@@ -179,6 +179,11 @@ class ServoChain:
             del goals[self.ids[self.gripper]]
         return goals
 
+    def joint_of(self) -> dict[int, int]:
+        """ID -> the joint (from 0) that it moves, shadows too, without the gripper."""
+        joints = {motor: joint for joint, motor in enumerate(self._joints)}
+        return {self.ids[i]: joints[leader] for i, leader in enumerate(self._leader) if leader in joints}
+
     def outside(self, limits: JointLimits, slack: float) -> str:
         """Which joint stands more than ``slack`` rad outside ``limits``, in words; "" when none does."""
         positions = self._state(whole=True).positions

@@ -96,10 +96,24 @@ class ServoArmConfig(ServoConfig):
 
 @dataclass(frozen=True)
 class ServoLeaderConfig(ServoConfig):
+    """A leader arm. One whose motors are on when it is connected keeps its pose until a person takes it."""
+
+    holds: bool = False
+    """Its motors hold it until a person takes it, by moving a joint by 6 degrees, and from the end on."""
+    reflect: float = 0.0
+    """Share of its motors' greatest torque, up to 0.4, with which it resists where its follower is held up. 0: never.
+    Feetech, and Dynamixel motors that measure their current."""
+
     leads: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.reflect <= 0.4:
+            raise DeviceError(f"reflect is {self.reflect}; valid: 0 (off) to 0.4 of the motors' torque")
+
     def open(self, name: str) -> ServoLeader:
-        return ServoLeader(name, self.model, self._calibration(name), self.bus(name))
+        calibration, bus = self._calibration(name), self.bus(name)
+        return ServoLeader(name, self.model, calibration, bus, holds=self.holds, reflect=self.reflect)
 
 
 class So100Config(ServoArmConfig):

@@ -41,6 +41,8 @@ _STOP_MARGIN_RAD = 0.1
 """Between the calibrated ends of a joint and its mechanical stops."""
 _PLAY_RAD = math.radians(0.25)
 """Of the gears: X series, 15 arcmin (e-Manual); STS3215, at most 0.5 deg (data sheet)."""
+_GIVE_RAD = 0.3
+"""By which a person's hand gives way to a motor that pulls with all it has."""
 _GAP_NS = 5_000_000
 """A request with a longer pause in it is given up."""
 _RETURN_DELAY_UNIT_NS = 2_000
@@ -80,14 +82,15 @@ class ServoBusTwin:
             numbers: ID -> another model number than its own.
             duplicates: ID -> the ID that it wrongly has.
             missing: IDs of motors that are not there.
-            hand_hz: how often a person moves the arm to and fro while its motors are off; 0: nobody does.
+            hand_hz: how often a person moves the arm to and fro, giving way to its motors; 0: nobody does.
             reach: share of each joint's range which that covers.
         """
         model = MODELS[calibration.arm]
         self._packets: Packets = FeetechPackets() if model.table is FEETECH_STS else DynamixelPackets()
         self._baud, self._usb_ns, self._wire_time = baud, round(usb_latency_s * SECOND_NS), wire_time
         self._byte_ns = 10 * SECOND_NS / baud
-        self._faults, self._random, self._hand = Faults(), random.Random(seed), hand_hz
+        self._faults, self._random, self._hand_hz = Faults(), random.Random(seed), hand_hz
+        self._hand: np.ndarray | None = None
         names = [*(joint.name for joint in model.joints), *([model.gripper] if model.gripper else [])]
         low, high = [], []
         for name in names:
@@ -128,6 +131,15 @@ class ServoBusTwin:
 
     def start(self) -> None:
         self._thread.start()
+
+    def guide(self, positions: Sequence[float] | None) -> int:
+        """A person takes the joints and the gripper (n,) there and keeps them there, giving way to motors that are on;
+        None: lets go. Returns when it begins (ns)."""
+        with self._lock:
+            self._hand_hz = 0.0
+            self._step(now_ns())
+            self._hand = None if positions is None else np.array(positions, np.float64)
+            return now_ns()
 
     def fault(self, faults: Faults) -> None:
         faults.check("a servo bus", _POSSIBLE)
@@ -301,13 +313,16 @@ class ServoBusTwin:
     def _step(self, at_ns: int) -> None:
         """Move on to an instant, and let every motor feel where it is."""
         n = len(self._plant.positions)
-        target, limp = np.full(n, np.nan), np.ones(n, bool)
+        target, limp, strength = np.full(n, np.nan), np.ones(n, bool), np.zeros(n)
         for motor, entry in zip(self._motors, self._entry, strict=True):
             if motor.torque:
-                target[entry], limp[entry] = motor.goal(), False
-        if self._hand and limp.all():
+                target[entry], limp[entry], strength[entry] = motor.goal(), False, motor.strength
+        if self._hand_hz:
+            self._hand = self._middle + self._reach * math.sin(2 * math.pi * self._hand_hz * at_ns / SECOND_NS)
+        if self._hand is not None:
+            pulled = np.where(limp, 0.0, target - self._hand)
+            target = self._hand + np.clip(pulled, -_GIVE_RAD * strength, _GIVE_RAD * strength)
             limp[:] = False
-            target = self._middle + self._reach * math.sin(2 * math.pi * self._hand * at_ns / SECOND_NS)
         self._plant.limp(limp)
         self._plant.target(target)
         self._plant.advance(at_ns)

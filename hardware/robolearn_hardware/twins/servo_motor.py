@@ -70,6 +70,15 @@ class TwinMotor:
         return self["torque_enable"] == 1 and not self._weak
 
     @property
+    def strength(self) -> float:
+        """The share of its greatest torque that it may use."""
+        if self._feetech:
+            return self["torque_limit"] / 1000
+        if self["operating_mode"] == 5:
+            return min(self["goal_current"] * self.model.current_unit / self.model.stall_current, 1.0)
+        return 1.0
+
+    @property
     def _feetech(self) -> bool:
         return self.table is FEETECH_STS
 
