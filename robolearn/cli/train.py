@@ -7,13 +7,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from robolearn.cli.parse import UsageError, parse
-from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name
-from robolearn.training.config import PRESETS, Images, TrainConfig, load_config
+from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name, with_policy
+from robolearn.training.config import PRESETS, Images, TrainConfig, load_config, starting
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class Options:
     out: Path = Path("runs/train")
     """Run folder."""
     policy: PolicyName = "flow"
-    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, or plain regression."""
-    trunk: Literal["unet1d", "transformer"] = "unet1d"
+    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, or the
+    chunk of the nearest training window. With --preset or --config it changes the objective alone, so that all else is
+    equal."""
+    trunk: Literal["unet1d", "transformer", "nearest"] = "unet1d"
     """Network that predicts the chunk."""
     preset: Literal["pusht-state", "pusht-image", "lift-state"] | None = None
     """Settings of a published result as the start."""
@@ -77,13 +79,11 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
     elif chosen.config:
         start = load_config(chosen.config)
     else:
-        start = PRESETS[chosen.preset]() if chosen.preset else TrainConfig()
-    policy: dict[str, Any] = {}
+        start = PRESETS[chosen.preset]() if chosen.preset else starting(chosen.policy or "flow")
     if chosen.policy and chosen.policy != policy_name(start.policy):
-        policy["objective"] = POLICIES[chosen.policy]().objective
+        start = replace(start, policy=with_policy(start.policy, chosen.policy))
     if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
-        policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
-    start = replace(start, policy=replace(start.policy, **policy))
+        start = replace(start, policy=replace(start.policy, trunk=TRUNK_DEFAULTS[chosen.trunk]()))
     default = Options(
         datasets=tyro.MISSING,
         policy=policy_name(start.policy),
