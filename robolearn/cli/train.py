@@ -42,8 +42,18 @@ class Options:
     equal."""
     trunk: Literal["unet1d", "transformer", "nearest"] = "unet1d"
     """Network that predicts the chunk."""
-    preset: Literal["pusht-state", "pusht-image", "lift-state"] | None = None
-    """Settings of a published result as the start."""
+    preset: (
+        Literal[
+            "pusht-state",
+            "pusht-image",
+            "lift-state",
+            "pusht-state-published",
+            "pusht-state-transformer",
+            "pusht-image-published",
+        ]
+        | None
+    ) = None
+    """Settings as the start: of the README's results, or of Diffusion Policy's published sizes, which need a GPU."""
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
     world: str | None = None
