@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from robolearn.cli.main import main
 from robolearn.cli.train import read_options
 from robolearn.policies.checkpoint import load_policy, resolve_checkpoint, save_policy
-from robolearn.policies.config import POLICIES, PolicyConfig
+from robolearn.policies.config import POLICIES, PolicyConfig, PolicyName
 from robolearn.policies.contracts import Batch, Prior
 from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlowConfig
@@ -234,7 +234,7 @@ def test_guidance_needs_windows_without_condition() -> None:
 
 
 @pytest.mark.parametrize("policy", ["flow", "diffusion"])
-def test_guidance_goes_from_the_free_estimate_past_the_conditioned_one(policy: str) -> None:
+def test_guidance_goes_from_the_free_estimate_past_the_conditioned_one(policy: PolicyName) -> None:
     spec = PolicySpec({"state": STATE}, ACTION, 10.0, TO, TP, TA)
     torch.manual_seed(0)
     config = replace(POLICIES[policy](), condition_drop=0.1)
