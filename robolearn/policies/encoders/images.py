@@ -5,6 +5,7 @@ Shape letters: see contracts.py; K keypoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,7 @@ class ImageEncoder(nn.Module):
         height, width, channels = stream.shape
         self.crop = (round(height * config.crop), round(width * config.crop))
         self.width = config.image_width
-        self.net = (_cnn if config.image == "cnn" else _resnet18)(channels)
+        self.net = IMAGE_NETWORKS[config.image](channels)
         with torch.no_grad():
             c, h, w = self.net(torch.zeros(1, channels, *self.crop)).shape[1:]
         if config.pool == "keypoints":
@@ -132,3 +133,7 @@ def _resnet18(channels: int) -> nn.Module:
         layers += [_BasicBlock(inputs, outputs, stride), _BasicBlock(outputs, outputs, 1)]
         inputs = outputs
     return nn.Sequential(*layers)
+
+
+IMAGE_NETWORKS: dict[str, Callable[[int], nn.Module]] = {"cnn": _cnn, "resnet18": _resnet18}
+"""Name -> channels of a picture -> network from (B, channels, H, W) in [-1, 1] to a feature map."""
