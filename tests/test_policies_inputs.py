@@ -21,7 +21,7 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.training.batches import WindowBatches
-from robolearn.training.config import PRESETS, TrainConfig
+from robolearn.training.config import PRESETS, ConfigError, TrainConfig
 from robolearn.training.sources import open_sources, spec_for, statistics_for
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.statistics import statistics as dataset_statistics
@@ -251,6 +251,10 @@ def test_mistakes_about_goals_are_one_line(lines: Path, tmp_path: Path, capsys: 
         policy.aim({"at": torch.zeros(3)})
     with pytest.raises(GoalError, match="trained without a goal"):
         Policy(replace(spec, goal={}), values, config).aim({"at": torch.zeros(2)})
+    with pytest.raises(GoalError, match=r"give --goal DATASET:EPISODE, or train with --policy\.condition-drop"):
+        policy.encode({"at": torch.zeros(1, TO, 2)})
+    with pytest.raises(ConfigError, match="evaluates without a goal"):
+        TrainConfig(goal=("at",), eval_every=10)
     save_policy(policy, tmp_path / "policy")
     aimed = load_policy(tmp_path / "policy", goal={"at": np.zeros(2, np.float32)})
     assert aimed.spec == spec
