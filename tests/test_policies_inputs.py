@@ -23,6 +23,7 @@ from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.training.batches import WindowBatches
 from robolearn.training.config import PRESETS, ConfigError, TrainConfig
 from robolearn.training.sources import open_sources, spec_for, statistics_for
+from robolearn_data.formats.names import known_stream
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.statistics import statistics as dataset_statistics
 from robolearn_data.writer import DatasetWriter
@@ -97,6 +98,11 @@ def test_a_stream_of_points_needs_three_numbers_for_each() -> None:
         Stream((128, 2), kind="points")
     with pytest.raises(SchemaError, match="floats"):
         Stream((128, 3), "int16", kind="points")
+
+
+def test_point_clouds_are_known_by_the_name_that_3d_diffusion_policy_gives_them() -> None:
+    assert known_stream("point_cloud", (512, 6), "float32").kind == "points"
+    assert known_stream("keypoint", (9, 2), "float32").kind == "state"
 
 
 # Keypoints.
