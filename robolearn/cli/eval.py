@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from robolearn.cli.goals import read_goal
 from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class Eval:
     replan: int | None = None
     """With a scheduler: control steps between the observations of two chunks, at least; by default the scheduler's
     choice, which for most is the number of actions that the policy was configured to carry out of each chunk."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, for a flow or diffusion policy that was trained with --policy.condition-drop;
+    by default what it was trained with, which is mostly 1: none."""
+    goal: str | None = None
+    """For a policy that takes a goal: DATASET or DATASET:EPISODE, whose last observation is the goal. Without it the
+    policy acts without one."""
     images: Literal["auto", "on", "off"] = "auto"
     """Camera streams of the world; auto: when the policy observes one."""
     json: Path | None = None
@@ -75,11 +82,16 @@ def run(options: Eval) -> int:
     _check(options)
     from robolearn.evaluation import evaluate
     from robolearn.evaluation.plots import evaluation_figure
-    from robolearn.policies.checkpoint import load_policy, resolve_checkpoint
+    from robolearn.policies.checkpoint import load_policy, load_spec, resolve_checkpoint
     from robolearn_sim.worlds import make_world, world_spec
 
-    overrides = {} if options.sampler is None else {"sampler": options.sampler}
-    load = functools.partial(load_policy, resolve_checkpoint(options.checkpoint), "cpu", **overrides)
+    overrides: dict[str, Any] = {} if options.sampler is None else {"sampler": options.sampler}
+    checkpoint = resolve_checkpoint(options.checkpoint)
+    if options.guidance is not None:
+        overrides["guidance"] = options.guidance
+    if options.goal is not None:
+        overrides["goal"] = read_goal(options.goal, load_spec(checkpoint))
+    load = functools.partial(load_policy, checkpoint, "cpu", **overrides)
     policy = load()
     observes_images = any(s.kind == "image" for s in policy.spec.observation.values())
     images = observes_images if options.images == "auto" else options.images == "on"
@@ -106,7 +118,13 @@ def run(options: Eval) -> int:
         )
     _print(evaluation, workers)
     results = {"checkpoint": str(options.checkpoint), "sampler": options.sampler, "sampler_steps": options.steps}
-    results |= {"scheduler": options.scheduler, "delay": options.delay, "replan": options.replan}
+    results |= {
+        "goal": options.goal,
+        "guidance": options.guidance,
+        "scheduler": options.scheduler,
+        "delay": options.delay,
+        "replan": options.replan,
+    }
     results |= evaluation.to_json()
     if options.videos:
         results["videos"] = _film(evaluation, policy, factory, out, options.steps, how)

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from robolearn.cli.parse import UsageError, parse
-from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS
-from robolearn.training.config import PRESETS, Images, TrainConfig, load_config
+from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name, with_policy
+from robolearn.training.config import PRESETS, Images, TrainConfig, load_config, starting
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,24 @@ class Options:
     """Dataset folders or URLs (see `robolearn data info`)."""
     out: Path = Path("runs/train")
     """Run folder."""
-    policy: Literal["flow", "diffusion"] = "flow"
-    """Objective: flow matching, or denoising diffusion."""
-    trunk: Literal["unet1d", "transformer"] = "unet1d"
+    policy: PolicyName = "flow"
+    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, or the
+    chunk of the nearest training window. With --preset or --config it changes the objective alone, so that all else is
+    equal."""
+    trunk: Literal["unet1d", "transformer", "nearest"] = "unet1d"
     """Network that predicts the chunk."""
-    preset: Literal["pusht-state", "pusht-image", "lift-state"] | None = None
-    """Settings of a published result as the start."""
+    preset: (
+        Literal[
+            "pusht-state",
+            "pusht-image",
+            "lift-state",
+            "pusht-state-published",
+            "pusht-state-transformer",
+            "pusht-image-published",
+        ]
+        | None
+    ) = None
+    """Settings as the start: of the README's results, or of Diffusion Policy's published sizes, which need a GPU."""
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
     world: str | None = None
@@ -77,16 +89,14 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
     elif chosen.config:
         start = load_config(chosen.config)
     else:
-        start = PRESETS[chosen.preset]() if chosen.preset else TrainConfig()
-    policy: dict[str, Any] = {}
-    if chosen.policy and chosen.policy != start.policy.objective.kind:
-        policy["objective"] = POLICIES[chosen.policy]().objective
+        start = PRESETS[chosen.preset]() if chosen.preset else starting(chosen.policy or "flow")
+    if chosen.policy and chosen.policy != policy_name(start.policy):
+        start = replace(start, policy=with_policy(start.policy, chosen.policy))
     if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
-        policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
-    start = replace(start, policy=replace(start.policy, **policy))
+        start = replace(start, policy=replace(start.policy, trunk=TRUNK_DEFAULTS[chosen.trunk]()))
     default = Options(
         datasets=tyro.MISSING,
-        policy=start.policy.objective.kind,
+        policy=policy_name(start.policy),
         trunk=start.policy.trunk.kind,
         train=start,
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -20,9 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from robolearn.policies.config import PolicyConfig
+from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
+from robolearn.policies.objectives.meanflow import MeanFlowConfig
+from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
-from robolearn.policies.spec import PolicySpec
+from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
 
@@ -65,14 +69,24 @@ def _write(policy: Policy, folder: Path, dataset_fingerprint: str, step: int) ->
     (folder / "model.safetensors").write_bytes(save(weights))
 
 
-def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["ddim", "ddpm"] | None = None) -> Policy:
+def load_policy(
+    folder: Path | str,
+    device: str = "cpu",
+    *,
+    sampler: Literal["ddim", "ddpm"] | None = None,
+    guidance: float | None = None,
+    goal: Mapping[str, np.ndarray] | None = None,
+) -> Policy:
     """The policy of a checkpoint or run folder, ready for inference.
 
     Args:
         sampler: for a diffusion policy, another sampler than its configuration names.
+        guidance: scale of classifier-free guidance, for a policy that was trained with ``condition_drop``.
+        goal: of a policy that takes one, stream -> (*shape); see goals.py. Without one it acts without a goal.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or of another version.
+        GoalError: the policy takes no goal, or another one.
     """
     folder = resolve_checkpoint(folder)
     description = _describe(folder)
@@ -91,15 +105,23 @@ def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["dd
             if not isinstance(objective, DiffusionConfig):
                 raise CheckpointError(f"{folder} is a {objective.kind} policy; --sampler is for diffusion policies")
             config = replace(config, objective=replace(objective, sampler=sampler, steps=None))
+        if guidance is not None:
+            if isinstance(objective, MeanFlowConfig | RegressionConfig):
+                why = "has learned its own" if isinstance(objective, MeanFlowConfig) else "samples nothing"
+                raise CheckpointError(f"{folder} is a {objective.kind} policy and {why}; leave the guidance out")
+            config = replace(config, objective=replace(config.objective, guidance=guidance))
         policy = Policy(spec, statistics, config)
         policy.load_state_dict(weights)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError | SpecError):
             raise
         raise CheckpointError(
             f"{folder} is damaged: {' '.join(str(error).split())[:300]}; train again or copy it anew"
         ) from error
-    return policy.to(torch.device(device)).eval().requires_grad_(False)
+    policy = policy.to(torch.device(device)).eval().requires_grad_(False)
+    if goal is not None:
+        policy.aim({name: torch.from_numpy(np.array(value)) for name, value in goal.items()})
+    return policy
 
 
 def load_spec(folder: Path | str) -> PolicySpec:
@@ -161,7 +183,14 @@ def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
     parts: Mapping[str, Any] = {
         "spec": spec.to_json(),
         "normalisation": config.normalisation,
-        "encoder": asdict(config.encoder),
+        "encoder": _encoder(config.encoder),
         "statistics": json.loads(statistics),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _encoder(config: EncoderConfig) -> dict[str, Any]:
+    """What is chosen of the encoder. Settings that came later count where they are not the default, so that checkpoints
+    from before them keep their fingerprint."""
+    default = asdict(EncoderConfig())
+    return {k: v for k, v in asdict(config).items() if v != default[k] or k in ("image", "image_width", "crop")}

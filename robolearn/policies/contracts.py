@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,73 @@ Draws = dict[str, Tensor]
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(noisy chunk (B, T, A), time (B, 1) or (B, T)) -> estimate of the clean chunk (B, T, A), normalised units."""
+
+
+class Network(Protocol):
+    """A trunk with the context of an observation."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        until: Tensor | None = None,
+        features: list[Tensor] | None = None,
+        conditioned: bool = True,
+    ) -> Tensor:
+        """Noisy chunk (B, T, A), time (B, 1) or (B, T) -> prediction (B, T, A).
+
+        Args:
+            until: end of the span of time that is predicted, shaped as ``t``; 1 if None. For objectives with ``spans``.
+            features: hidden features (B, ...) are appended to it.
+            conditioned: False for the prediction without the condition (condition.py).
+        """
+        ...
+
+
+class Objective(Protocol):
+    """How a trunk is trained and sampled. One with parameters is an nn.Module too."""
+
+    spans: bool
+    """The trunk is asked for a mean over a span of time, whose end is its ``until``."""
+    trains_guided: bool
+    """Guidance is part of its loss, and is not to be applied again when a chunk is sampled."""
+
+    def draw(self, batch: int, shape: tuple[int, int], generator: torch.Generator | None) -> Draws:
+        """The random numbers of one training step on B windows of ``shape`` (T, A). "time", (B, 1) or (B, T), is 1
+        where an action is given clean and not learned."""
+        ...
+
+    def losses(self, network: Network, action: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Named terms of the loss for chunks ``action`` (B, T, A): (B, T) of each action, or (B,) of each window.
+
+        ``draws`` are those of ``draw``, and "drop" (B, 1), the windows that are shown without their condition.
+        """
+        ...
+
+    def clean(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
+        """Estimate of the clean chunk (B, T, A) behind ``x`` at time ``t``, (B, 1) or (B, T)."""
+        ...
+
+    def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
+        """A chunk (B, T, A), deterministic given ``noise`` (B, T, A)."""
+        ...
+
+    def corrupt(self, action: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """(noisy chunk, velocity or noise that leads there), both (B, T, A)."""
+        ...
+
+    def steps(self, asked: int | None) -> int:
+        """Denoising steps from noise to clean: ``asked``, or the configuration's."""
+        ...
+
+    def step(self, x: Tensor, clean: Tensor, now: Tensor, after: Tensor) -> Tensor:
+        """``x`` (B, T, A) moved from time ``now`` to ``after``, (B, 1) or (B, T), by the estimate ``clean``."""
+        ...
+
+    def straight(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(tau, scale), both (B, 1 or T, 1): x / scale lies on flow matching's straight line at time tau."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +138,8 @@ class Prior:
     """(T,) or (B, T) in [0, 1]: 1 keeps the action exactly, values between pull towards it, 0 leaves it free."""
     method: PriorMethod = "inpaint"
     beta: float = 5.0
-    """Largest guidance weight of rtc and rtc-identity."""
+    """Largest guidance weight of rtc and rtc-identity. A sampler of fewer steps takes their number: a step of 1 / n of
+    the way with a larger weight would go beyond what is known."""
 
     def __post_init__(self) -> None:
         if self.weight.shape[-1] != self.action.shape[1]:

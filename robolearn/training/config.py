@@ -11,7 +11,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from robolearn.policies.config import PolicyConfig
+from robolearn.policies.config import POLICIES, PolicyConfig, PolicyName
+from robolearn.policies.encoders.observation import EncoderConfig
+from robolearn.policies.objectives.diffusion import DiffusionConfig
+from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn_data.schema import UserError
 
@@ -47,6 +50,11 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    goal: tuple[str, ...] = ()
+    """Streams whose value later in the episode the policy is told as its goal (hindsight), as in ``observe``; empty: it
+    has none. With --policy.condition-drop 0.1 it learns to act without one as well, and can be guided."""
+    goal_within: int | None = None
+    """Most control steps from an observation to its goal; by default up to the episode's end."""
     weights: tuple[float, ...] = ()
     """How often each dataset is drawn, relative to the others, whatever its size; empty: as often as it has windows."""
     held_out: float = 0.0
@@ -72,9 +80,10 @@ class TrainConfig:
     """auto: bf16 on a GPU that has it, else fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "batch_size", "checkpoint_every", "goal_within"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.held_out < 1:
             raise ConfigError(
                 f"held_out must be from 0 to below 1, such as 0.05 for one episode in twenty; got {self.held_out}"
@@ -84,6 +93,8 @@ class TrainConfig:
         most = self.policy.horizon - self.policy.obs_horizon
         if self.pad_after is not None and not 0 <= self.pad_after <= most:
             raise ConfigError(f"pad_after must be from 0 to horizon - obs_horizon = {most}, got {self.pad_after}")
+        if self.goal and self.eval_every and not self.policy.condition_drop:
+            raise ConfigError("--eval-every evaluates without a goal; add --policy.condition-drop 0.1 or leave it out")
         if self.eval_every < 0 or self.eval_episodes < 1:
             raise ConfigError("eval_every must not be negative and eval_episodes at least 1")
 
@@ -106,6 +117,49 @@ def _pusht_image() -> TrainConfig:
     )
 
 
+_PUBLISHED = OptimiserConfig(lr=1e-4)
+"""Of Diffusion Policy: AdamW 1e-4 (0.95, 0.999), weight decay 1e-6, warm-up 500, EMA power 0.75."""
+
+
+def _pusht_state_published() -> TrainConfig:
+    """Diffusion Policy's network for PushT from states (Chi et al. 2023), as in its notebook: 65 M parameters."""
+    trunk = UNet1dConfig(widths=(256, 512, 1024), condition=256, conditioning="concatenate")
+    return TrainConfig(
+        policy=PolicyConfig(objective=DiffusionConfig(sampler="ddpm"), trunk=trunk, learn_padding=True),
+        optimiser=_PUBLISHED,
+        observe=("state",),
+        steps=400_000,
+        batch_size=256,
+        checkpoint_every=5_000,
+    )
+
+
+def _pusht_state_transformer() -> TrainConfig:
+    """The same with a transformer of the published width, depth and heads. Ours lets time in by adaLN, which the
+    published one does without: it has more parameters."""
+    published = _pusht_state_published()
+    trunk = TransformerConfig(width=256, layers=8)
+    return replace(
+        published,
+        policy=replace(published.policy, trunk=trunk),
+        optimiser=replace(_PUBLISHED, betas=(0.9, 0.95), weight_decay=1e-3, warmup=1_000),
+    )
+
+
+def _pusht_image_published() -> TrainConfig:
+    """From 96x96 pictures and the agent's position: ResNet-18 with 32 keypoints, 263 M parameters."""
+    trunk = UNet1dConfig(widths=(512, 1024, 2048), condition=128, conditioning="concatenate")
+    encoder = EncoderConfig(image="resnet18", image_width=64, pool="keypoints", crop=84 / 96)
+    published = _pusht_state_published()
+    return replace(
+        published,
+        policy=replace(published.policy, trunk=trunk, encoder=encoder),
+        observe=("img", "state:agent_x,agent_y"),
+        steps=800_000,
+        batch_size=64,
+    )
+
+
 def _lift_state() -> TrainConfig:
     return TrainConfig(
         policy=PolicyConfig(trunk=UNet1dConfig(widths=(32, 64, 128))),
@@ -116,12 +170,22 @@ def _lift_state() -> TrainConfig:
     )
 
 
+def starting(policy: PolicyName) -> TrainConfig:
+    """The run that `--policy NAME` alone stands for."""
+    config = TrainConfig(policy=POLICIES[policy]())
+    # Every control step is a present, though few have a whole chunk of ACT's length before them.
+    return replace(config, pad_after=config.policy.horizon - 1) if policy == "act" else config
+
+
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "pusht-state": _pusht_state,
     "pusht-image": _pusht_image,
+    "pusht-state-published": _pusht_state_published,
+    "pusht-state-transformer": _pusht_state_transformer,
+    "pusht-image-published": _pusht_image_published,
     "lift-state": _lift_state,
 }
-"""`--preset NAME` -> the run that the README's figures come from."""
+"""`--preset NAME` -> the run that the README's figures come from, or one of a published size, which needs a GPU."""
 
 _ADAPTER = TypeAdapter(TrainConfig)
 

@@ -124,7 +124,7 @@ def with_objective(policy: Policy, objective: ObjectiveConfig) -> Policy:
     """The same network under another objective, so that it is compiled once for all samplers."""
     policy = copy.copy(policy)
     policy.config = replace(policy.config, objective=objective)
-    policy.objective = OBJECTIVES[objective.kind](objective)
+    policy.objective = OBJECTIVES[objective.kind](objective, policy.spec.horizon, policy.spec.action.size)
     return policy
 
 

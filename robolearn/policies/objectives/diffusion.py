@@ -12,7 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robolearn.policies.contracts import Denoiser, Draws
+from robolearn.policies.contracts import Denoiser, Draws, Network
+from robolearn.policies.objectives.errors import squared_error
 from robolearn.policies.objectives.token_times import token_times
 from robolearn_data.schema import UserError
 
@@ -33,9 +34,14 @@ class DiffusionConfig:
     """Leading actions given clean in training, as in FlowConfig."""
     streaming: int = 0
     """Actions in a block of a streaming policy, as in FlowConfig."""
+    guidance: float = 1.0
+    """As in FlowConfig."""
 
 
 class Diffusion:
+    spans = False
+    trains_guided = False
+
     def __init__(self, config: DiffusionConfig) -> None:
         # Here and not above, since importing diffusers takes two seconds that a flow policy need not pay.
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -67,10 +73,15 @@ class Diffusion:
         alpha_bar = self._alpha_bar(draws["time"])
         return alpha_bar.sqrt() * action + (1 - alpha_bar).sqrt() * draws["noise"], draws["noise"]
 
-    def clean(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The chunk (B, T, A) that the network's ``output`` at ``x`` implies, clipped to the data's range [-1, 1]."""
+    def losses(self, network: Network, action: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Squared error of the noise, (B, T)."""
+        x, noise = self.corrupt(action, draws)
+        return {"diffusion": squared_error(network(x, draws["time"]), noise)}
+
+    def clean(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
+        """The chunk (B, T, A) that the noise found in ``x`` implies, clipped to the data's range [-1, 1]."""
         alpha_bar = self._alpha_bar(t)
-        return ((x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()).clamp(-1, 1)
+        return ((x - (1 - alpha_bar).sqrt() * network(x, t)) / alpha_bar.sqrt()).clamp(-1, 1)
 
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
         """Denoise ``noise`` (B, T, A) to a chunk. DDPM's noise is a function of ``noise``, for each element of B."""

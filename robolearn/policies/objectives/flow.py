@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robolearn.policies.contracts import Denoiser, Draws
+from robolearn.policies.contracts import Denoiser, Draws, Network
+from robolearn.policies.objectives.errors import squared_error
 from robolearn.policies.objectives.token_times import token_times
 
 
@@ -31,9 +32,14 @@ class FlowConfig:
     each window; 0: none. A delay of d control steps takes obs_horizon - 1 + d."""
     streaming: int = 0
     """Streaming policy: actions in a block, the later ones noisier in training (see policies/streaming.py); 0: off."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance towards the condition, 1 for none; see policies/condition.py."""
 
 
 class Flow:
+    spans = False
+    trains_guided = False
+
     def __init__(self, config: FlowConfig) -> None:
         self.config = config
 
@@ -51,9 +57,14 @@ class Flow:
         t = draws["time"].unsqueeze(-1)
         return (1 - t) * draws["noise"] + t * action, action - draws["noise"]
 
-    def clean(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The chunk (B, T, A) that the network's ``output`` at ``x`` implies; t is (B, 1) or (B, T)."""
-        return x + (1 - t.unsqueeze(-1)) * output
+    def losses(self, network: Network, action: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """Squared error of the velocity, (B, T)."""
+        x, velocity = self.corrupt(action, draws)
+        return {"flow": squared_error(network(x, draws["time"]), velocity)}
+
+    def clean(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
+        """Where the velocity at ``x`` leads, (B, T, A); t is (B, 1) or (B, T)."""
+        return x + (1 - t.unsqueeze(-1)) * network(x, t)
 
     def sample(self, denoiser: Denoiser, noise: Tensor, steps: int | None = None) -> Tensor:
         """Euler integration from ``noise`` (B, T, A) to a chunk."""

@@ -33,7 +33,9 @@ class Transformer(nn.Module):
     position: Tensor
     context_position: Tensor
 
-    def __init__(self, actions: int, tokens: int, token_width: int, config: TransformerConfig) -> None:
+    def __init__(
+        self, actions: int, tokens: int, token_width: int, config: TransformerConfig, *, spans: bool = False
+    ) -> None:
         super().__init__()
         d = config.width
         self.width = d
@@ -41,6 +43,7 @@ class Transformer(nn.Module):
         self.embed_context = nn.Linear(token_width, d)
         self.context_place = nn.Parameter(0.02 * torch.randn(tokens, d))
         self.embed_time = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
+        self.embed_span = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d)) if spans else None
         self.blocks = nn.ModuleList(_Block(d, config.heads, config.mlp_ratio) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(d, elementwise_affine=False)
         self.final_film = nn.Linear(d, 2 * d)
@@ -49,14 +52,27 @@ class Transformer(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Context,
+        *,
+        until: Tensor | None = None,
+        features: list[Tensor] | None = None,
+    ) -> Tensor:
         place = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
         h_BTD = self.embed_action(x) + sinusoid(place, self.width, min_period=2.0, max_period=1000.0)
         memory_BND = self.embed_context(context.tokens) + self.context_place
         # The time token carries the observation too, so that it modulates every layer from the first step on.
-        c_BTD = F.silu(self.embed_time(time_features(t, self.width)) + memory_BND.mean(1, keepdim=True))
+        time = self.embed_time(time_features(t, self.width))
+        if self.embed_span is not None:
+            time = time + self.embed_span(time_features((1 if until is None else until) - t, self.width))
+        c_BTD = F.silu(time + memory_BND.mean(1, keepdim=True))
         for block in self.blocks:
             h_BTD = block(h_BTD, memory_BND, c_BTD)
+            if features is not None:
+                features.append(h_BTD)
         scale, shift = self.final_film(c_BTD).chunk(2, dim=-1)
         return self.head(self.final_norm(h_BTD) * (1 + scale) + shift)
 

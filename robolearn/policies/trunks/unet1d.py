@@ -27,22 +27,31 @@ class UNet1dConfig:
     kernel: int = 5
     condition: int = 128
     """Width of the embedding of time and observation that modulates every block."""
+    conditioning: Literal["sum", "concatenate"] = "sum"
+    """sum: the observation is embedded too, and added to the embedding of time; concatenate: the observation as it is
+    beside the embedding of time, as published, with weights in every block for each of its numbers."""
     groups: int = 8
 
 
 class UNet1d(nn.Module):
     """(noisy chunk (B, T, A), time (B, 1) or (B, T), context) -> (B, T, A)."""
 
-    def __init__(self, actions: int, tokens: int, token_width: int, config: UNet1dConfig) -> None:
+    def __init__(
+        self, actions: int, tokens: int, token_width: int, config: UNet1dConfig, *, spans: bool = False
+    ) -> None:
         super().__init__()
         widths, e = config.widths, config.condition
         self.divisor = 2 ** (len(widths) - 1)
         self.condition = e
-        self.embed_time = nn.Sequential(nn.Linear(e, 2 * e), nn.SiLU(), nn.Linear(2 * e, e))
-        self.embed_context = nn.Linear(tokens * token_width, e)
+        self.sums = config.conditioning == "sum"
+        hidden = 2 * e if self.sums else 4 * e
+        self.embed_time = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e))
+        self.embed_span = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e)) if spans else None
+        self.embed_context = nn.Linear(tokens * token_width, e) if self.sums else nn.Identity()
+        conditions = e if self.sums else e + tokens * token_width
 
         def block(inputs: int, outputs: int) -> FiLMBlock:
-            return FiLMBlock(inputs, outputs, e, config.kernel, config.groups)
+            return FiLMBlock(inputs, outputs, conditions, config.kernel, config.groups)
 
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -66,12 +75,25 @@ class UNet1d(nn.Module):
             nn.Conv1d(widths[0], actions, 1),
         )
 
-    def forward(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        context: Context,
+        *,
+        until: Tensor | None = None,
+        features: list[Tensor] | None = None,
+    ) -> Tensor:
         length = x.shape[1]
         pad = -length % self.divisor
-        condition_BEL = (
-            self.embed_time(time_features(t, self.condition)).mT + self.embed_context(context.vector)[..., None]
-        )
+        time = self.embed_time(time_features(t, self.condition))
+        if self.embed_span is not None:
+            time = time + self.embed_span(time_features((1 if until is None else until) - t, self.condition))
+        context_BEL = self.embed_context(context.vector)[..., None]
+        if self.sums:
+            condition_BEL = time.mT + context_BEL
+        else:
+            condition_BEL = torch.cat([time.mT, context_BEL.expand(-1, -1, time.shape[1])], dim=1)
         h_BWL = F.pad(x.mT, (0, pad), mode="replicate") if pad else x.mT
         if pad and condition_BEL.shape[-1] > 1:
             condition_BEL = F.pad(condition_BEL, (0, pad), mode="replicate")
@@ -82,6 +104,8 @@ class UNet1d(nn.Module):
             skips.append(h_BWL)
             h_BWL = resample(h_BWL)
             conditions.append(_shorter(conditions[-1], h_BWL.shape[-1]))
+        if features is not None:
+            features.extend(skips[:-1])
         for middle in self.middle:
             h_BWL = middle(h_BWL, conditions[-1])
         for level, (first, second, resample) in zip(range(len(self.up), 0, -1), self.up, strict=True):  # pyright: ignore[reportGeneralTypeIssues]
