@@ -37,10 +37,11 @@ class Options:
     out: Path = Path("runs/train")
     """Run folder."""
     policy: PolicyName = "flow"
-    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, or plain regression."""
-    trunk: Literal["unet1d", "transformer"] = "unet1d"
+    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, or a
+    vision-language-action policy (flow matching; it reads pictures, states and the instruction)."""
+    trunk: Literal["unet1d", "transformer", "vla"] = "unet1d"
     """Network that predicts the chunk."""
-    preset: Literal["pusht-state", "pusht-image", "lift-state"] | None = None
+    preset: Literal["pusht-state", "pusht-image", "lift-state", "vla-small", "vla-smolvla"] | None = None
     """Settings of a published result as the start."""
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
@@ -80,7 +81,10 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
         start = PRESETS[chosen.preset]() if chosen.preset else TrainConfig()
     policy: dict[str, Any] = {}
     if chosen.policy and chosen.policy != policy_name(start.policy):
-        policy["objective"] = POLICIES[chosen.policy]().objective
+        named = POLICIES[chosen.policy]()
+        policy["objective"] = named.objective
+        if chosen.policy == "vla":
+            policy |= {"trunk": named.trunk, "obs_horizon": named.obs_horizon, "normalisation": named.normalisation}
     if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
         policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
     start = replace(start, policy=replace(start.policy, **policy))

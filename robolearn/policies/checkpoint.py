@@ -23,6 +23,8 @@ from robolearn.policies.config import PolicyConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
+from robolearn.policies.vla.config import VlaConfig
+from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
 
@@ -63,6 +65,8 @@ def _write(policy: Policy, folder: Path, dataset_fingerprint: str, step: int) ->
     (folder / "policy.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(weights))
+    if isinstance(policy.encoder, PrefixEncoder):
+        policy.encoder.save_assets(folder)
 
 
 def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["ddim", "ddpm"] | None = None) -> Policy:
@@ -91,7 +95,7 @@ def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["dd
             if not isinstance(objective, DiffusionConfig):
                 raise CheckpointError(f"{folder} is a {objective.kind} policy; --sampler is for diffusion policies")
             config = replace(config, objective=replace(objective, sampler=sampler, steps=None))
-        policy = Policy(spec, statistics, config)
+        policy = Policy(spec, statistics, config, assets=folder)
         policy.load_state_dict(weights)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
@@ -164,4 +168,6 @@ def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
         "encoder": asdict(config.encoder),
         "statistics": json.loads(statistics),
     }
+    if isinstance(config.trunk, VlaConfig):
+        parts = {**parts, "trunk": asdict(config.trunk)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -19,9 +19,10 @@ from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
+from robolearn.policies.vla.config import VlaConfig
 
 ObjectiveConfig = Annotated[FlowConfig | DiffusionConfig | MeanFlowConfig | RegressionConfig, Discriminator("kind")]
-TrunkConfig = Annotated[UNet1dConfig | TransformerConfig, Discriminator("kind")]
+TrunkConfig = Annotated[UNet1dConfig | TransformerConfig | VlaConfig, Discriminator("kind")]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class PolicyConfig:
     """Count the repeated actions beyond an episode's end in the loss (right for absolute targets: hold the last)."""
 
 
-PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression"]
+PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "vla"]
 
 POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
     "flow": lambda: PolicyConfig(objective=FlowConfig()),
@@ -50,6 +51,7 @@ POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
     "meanflow": lambda: PolicyConfig(objective=MeanFlowConfig()),
     "act": lambda: PolicyConfig(RegressionConfig(error="absolute", latent=32), TransformerConfig(), horizon=100),
     "regression": lambda: PolicyConfig(objective=RegressionConfig()),
+    "vla": lambda: PolicyConfig(FlowConfig(time="beta"), VlaConfig(), obs_horizon=1, normalisation="quantile"),
 }
 """`--policy NAME` -> its configuration, which further options change."""
 
@@ -57,8 +59,14 @@ POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
 def policy_name(config: PolicyConfig) -> PolicyName:
     """The name in ``POLICIES`` that ``config`` comes from."""
     objective = config.objective
+    if isinstance(config.trunk, VlaConfig):
+        return "vla"
     return "act" if isinstance(objective, RegressionConfig) and objective.latent else objective.kind
 
 
-TRUNK_DEFAULTS: dict[str, Callable[[], TrunkConfig]] = {"unet1d": UNet1dConfig, "transformer": TransformerConfig}
+TRUNK_DEFAULTS: dict[str, Callable[[], TrunkConfig]] = {
+    "unet1d": UNet1dConfig,
+    "transformer": TransformerConfig,
+    "vla": VlaConfig,
+}
 """`--trunk NAME` -> its configuration."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robolearn.policies.contracts import Context
 from robolearn.policies.normalise import Normalisation, VectorNormaliser
-from robolearn.policies.spec import PolicySpec
+from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import Stream
 from robolearn_data.statistics import StreamStatistics
 
@@ -50,6 +50,8 @@ class ObservationEncoder(nn.Module):
         for name, stream in spec.observation.items():
             if stream.kind == "image":
                 self.image[name] = part = ImageEncoder(stream, config)
+            elif stream.kind == "text":
+                raise SpecError(f"this policy cannot read the text {name!r}: take --policy vla, or do not observe it")
             else:
                 components = spec.components.get(name)
                 self.state[name] = part = VectorNormaliser(stream, statistics[name], normalisation, components)

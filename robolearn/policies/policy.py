@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,14 @@ from robolearn.policies.objectives.regression import Regression, RegressionConfi
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.trunks.transformer import Transformer
 from robolearn.policies.trunks.unet1d import UNet1d
+from robolearn.policies.vla.config import VlaConfig
+from robolearn.policies.vla.encoder import PrefixEncoder, no_statistics
+from robolearn.policies.vla.expert import ActionExpert
 from robolearn_data.statistics import StreamStatistics
 
 TRUNKS = {"unet1d": UNet1d, "transformer": Transformer}
-"""A trunk is built from (action components, context tokens, token width, its configuration), and ``spans``."""
+"""A trunk is built from (action components, context tokens, token width, its configuration), and ``spans``. A VLA is
+built beside its own encoder, in ``Policy``."""
 
 OBJECTIVES: dict[str, Callable[[Any, int, int], Objective]] = {
     "flow": lambda config, horizon, actions: Flow(config),
@@ -38,12 +43,26 @@ OBJECTIVES: dict[str, Callable[[Any, int, int], Objective]] = {
 class Policy(nn.Module):
     """Predicts chunks of actions from observations; everything it is told and returns is in physical units."""
 
-    def __init__(self, spec: PolicySpec, statistics: Mapping[str, StreamStatistics], config: PolicyConfig) -> None:
+    def __init__(
+        self,
+        spec: PolicySpec,
+        statistics: Mapping[str, StreamStatistics],
+        config: PolicyConfig,
+        *,
+        assets: Path | None = None,
+    ) -> None:
+        """``assets``: the folder of a checkpoint whose weights will be loaded, for parts that keep files there."""
         super().__init__()
+        if "action" not in statistics:
+            raise no_statistics(["action"])
         self.spec = spec
         self.statistics = dict(statistics)
         self.config = config
-        self.encoder = ObservationEncoder(spec, statistics, config.normalisation, config.encoder)
+        self.encoder: ObservationEncoder | PrefixEncoder
+        if isinstance(config.trunk, VlaConfig):
+            self.encoder = PrefixEncoder(spec, statistics, config.normalisation, config.trunk, assets)
+        else:
+            self.encoder = ObservationEncoder(spec, statistics, config.normalisation, config.encoder)
         prefix, block = config.objective.prefix, config.objective.streaming
         if min(prefix, block) < 0 or prefix + max(block, 1) > spec.horizon:
             raise SpecError(
@@ -51,9 +70,13 @@ class Policy(nn.Module):
                 f"{spec.horizon}: neither may be negative, and one action at least must be left to predict"
             )
         self.objective = OBJECTIVES[config.objective.kind](config.objective, spec.horizon, spec.action.size)
-        self.trunk = TRUNKS[config.trunk.kind](
-            spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk, spans=self.objective.spans
-        )
+        spans = self.objective.spans
+        if isinstance(config.trunk, VlaConfig) and isinstance(self.encoder, PrefixEncoder):
+            self.trunk: nn.Module = ActionExpert(spec.action.size, self.encoder.shape, config.trunk, spans=spans)
+        else:
+            self.trunk = TRUNKS[config.trunk.kind](
+                spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk, spans=spans
+            )
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
 
     @property

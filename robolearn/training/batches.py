@@ -21,6 +21,7 @@ from torch import Tensor
 from robolearn.policies.contracts import Batch
 from robolearn.policies.spec import PolicySpec
 from robolearn.training.config import Images
+from robolearn.training.instructions import Instructions
 from robolearn.training.sources import Source
 from robolearn_data.mixture import Mixture
 from robolearn_data.reading import ImagePlace, View, WindowReader, image_bytes
@@ -70,11 +71,14 @@ class WindowBatches:
         self.windows = [windows(s.dataset.episode_ends, *reach, episodes=s.train) for s in sources]
         self._held_out = [windows(s.dataset.episode_ends, *reach, episodes=s.held_out) for s in sources]
         self.mixture = Mixture(tuple(map(len, self.windows)), seed, weights)
-        views = {name: View(name, spec.obs_horizon) for name in spec.observation}
-        views["action"] = View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)
+        views = [_views(spec, source) for source in sources]
         if images == "auto":
-            images = place_of_images(sum(image_bytes(source.dataset, views) for source in sources), free_bytes())
-        self._readers = [_reader(source, views, images, talk) for source in sources]
+            needed = sum(image_bytes(source.dataset, part) for source, part in zip(sources, views, strict=True))
+            images = place_of_images(needed, free_bytes())
+        self._readers = [_reader(s, part, images, talk) for s, part in zip(sources, views, strict=True)]
+        stream = spec.observation.get("instruction")
+        is_text = stream is not None and stream.kind == "text"
+        self._instructions = [Instructions(s.dataset, stream) if is_text else None for s in sources]
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of training step ``step``."""
@@ -121,8 +125,12 @@ class WindowBatches:
 
     def _of_dataset(self, dataset: int, numbers: np.ndarray, held_out: bool) -> Batch:
         numbering = self._held_out if held_out else self.windows
-        values, missing = self._readers[dataset].read(*numbering[dataset].locate(numbers))
+        episode, step = numbering[dataset].locate(numbers)
+        values, missing = self._readers[dataset].read(episode, step)
         action = values.pop("action")
+        if (instructions := self._instructions[dataset]) is not None:
+            said = values.get("instruction")
+            values["instruction"] = instructions.read(episode, step, self._spec.obs_horizon, said)
         return Batch(
             observation={name: _tensor(value, self._spec.observation[name]) for name, value in values.items()},
             action=_tensor(action.reshape(*action.shape[:2], -1), self._spec.action),
@@ -149,8 +157,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _tensor(values: np.ndarray, stream: Stream) -> Tensor:
-    """Pictures as they are (uint8), everything else as float32."""
-    return torch.from_numpy(values if stream.kind == "image" else values.astype(np.float32, copy=False))
+    """Pictures and texts as they are (uint8), everything else as float32."""
+    return torch.from_numpy(values if stream.kind in ("image", "text") else values.astype(np.float32, copy=False))
+
+
+def _views(spec: PolicySpec, source: Source) -> dict[str, View]:
+    """What is read of a dataset's streams. Instructions are none of them where only tasks are noted."""
+    texts = {name for name, stream in spec.observation.items() if stream.kind == "text"}
+    absent = texts - set(source.dataset.schema.streams)
+    views = {name: View(name, spec.obs_horizon) for name in spec.observation if name not in absent}
+    return {**views, "action": View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)}
 
 
 def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:

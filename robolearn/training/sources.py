@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robolearn.policies.spec import PolicySpec
+from robolearn.policies.vla.config import VlaConfig
 from robolearn.training.config import ConfigError, TrainConfig
+from robolearn.training.instructions import INSTRUCTION, check_tasks
 from robolearn_data.dataset import Dataset
 from robolearn_data.location import Location
 from robolearn_data.mixture import held_out
@@ -59,13 +61,15 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     schema = sources[0].dataset.schema
     if "action" not in schema.streams:
         raise ConfigError(f"the dataset has no stream 'action'; it has: {', '.join(sorted(schema.streams))}")
-    usable = schema.of_kind("state", "image")
+    usable = {"instruction": INSTRUCTION, **schema.of_kind("state", "image", "text")}
     observation: dict[str, Stream] = {}
     components: dict[str, tuple[int, ...]] = {}
-    for item in config.observe or schema.of_kind("state"):
+    for item in config.observe or (usable if isinstance(config.policy.trunk, VlaConfig) else schema.of_kind("state")):
         name, _, chosen = item.partition(":")
         if name not in usable:
-            raise ConfigError(f"--observe {name}: not a stream of kind state or image; valid: {', '.join(usable)}")
+            raise ConfigError(
+                f"--observe {name}: not a stream of kind state, image or text; valid: {', '.join(usable)}"
+            )
         observation[name] = usable[name]
         if usable[name].kind == "image" and dtype_as_read(usable[name]) != "uint8":
             raise ConfigError(f"--observe {name}: its pictures are {usable[name].dtype}; a policy sees 8-bit ones")
@@ -87,6 +91,10 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
         action_horizon=policy.action_horizon,
         components=components,
     )
+    if "instruction" in spec.observation:
+        for source in sources:
+            if "instruction" not in source.dataset.schema.streams:
+                check_tasks(source.dataset, source.train)
     for source in sources[1:]:
         _check_agrees(source.dataset, spec, sources[0].dataset.location)
     return spec
@@ -94,7 +102,7 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
 
 def statistics_for(sources: Sequence[Source], spec: PolicySpec) -> dict[str, StreamStatistics]:
     """Of the action and of what is observed, over the episodes that all datasets train on."""
-    numeric = [name for name, stream in spec.observation.items() if stream.kind != "image"]
+    numeric = [name for name, stream in spec.observation.items() if stream.kind not in ("image", "text")]
     return joint_statistics([(source.dataset, source.train) for source in sources], [*numeric, "action"])
 
 
@@ -111,6 +119,8 @@ def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
         raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
     for name, ours in {**spec.observation, "action": spec.action}.items():
         theirs = dataset.schema.streams.get(name)
+        if name == "instruction" and ours.kind == "text" and theirs is None:
+            continue  # its tasks are read; see instructions.py
         if theirs is None:
             raise ConfigError(f"{here} has no stream {name!r}, which {first} has; {hint}")
         for field in _MEANING:
