@@ -64,40 +64,46 @@ class Backbone(Protocol):
         """
         ...
 
+    def freeze_unused(self) -> None:
+        """Do not train what keys and values do not depend on: several processes trip over missing gradients."""
+        ...
+
     def save_assets(self, folder: Path) -> None:
         """Put what is needed to make it again, but its weights, into ``folder``."""
         ...
 
 
-def make_backbone(config: VlaConfig, assets: Path | None) -> tuple[Backbone, Tokeniser]:
+def make_backbone(config: VlaConfig, assets: Path | None, *, pictures: bool) -> tuple[Backbone, Tokeniser]:
     """The backbone with its tokeniser; with published weights, unless ``assets`` gives its configuration.
 
     Args:
         assets: the folder of a checkpoint, whose weights will be loaded.
+        pictures: whether there are any to see.
 
     Raises:
         VlaError: an impossible configuration, weights that cannot be had, or a missing extra.
     """
     part = config.backbone
     if isinstance(part, SmallConfig):
-        backbone: Backbone = SmallBackbone(part)
+        backbone: Backbone = SmallBackbone(part, pictures=pictures)
         tokeniser: Tokeniser = ByteTokeniser(config.max_text)
     else:
         from robolearn.policies.vla.loading import load_backbone
 
         backbone, tokeniser = load_backbone(part, config.max_text, assets)
     backbone.checkpointing = config.checkpointing
-    _choose_learned(backbone, config)
+    _choose_learned(backbone, config, pictures=pictures)
+    backbone.freeze_unused()
     return backbone, tokeniser
 
 
-def _choose_learned(backbone: Backbone, config: VlaConfig) -> None:
+def _choose_learned(backbone: Backbone, config: VlaConfig, *, pictures: bool) -> None:
     module = cast(nn.Module, backbone)
     if config.learn in ("expert", "lora"):
         module.requires_grad_(False)
     if config.learn == "lora":
         _add_lora(backbone.language, config.lora_rank)
-    if config.learn == "language":
+    if config.learn == "language" or not pictures:
         for part in backbone.vision_modules:
             part.requires_grad_(False)
 

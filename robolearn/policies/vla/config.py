@@ -79,6 +79,8 @@ class VlaConfig:
     (pi0, SmolVLA)."""
     actions: Literal["full", "causal"] = "full"
     """Whether an action sees all actions of the chunk, or those before it (SmolVLA)."""
+    places: bool = True
+    """Add sines of an action's place in the chunk to its token; without, rotary positions alone tell (pi0, SmolVLA)."""
     cross_every: int = 0
     """n: of n layers in a row the first attends to backbone and actions together, the others to the backbone alone,
     whose keys and values they project anew (SmolVLA: 2). 0: all attend to both (pi0)."""

@@ -59,7 +59,7 @@ class PrefixEncoder(nn.Module):
         for name in states:
             chosen = spec.components.get(name)
             self.normalise[name] = VectorNormaliser(streams[name], statistics[name], normalisation, chosen)
-        self.backbone, self.tokenise = make_backbone(config, assets)
+        self.backbone, self.tokenise = make_backbone(config, assets, pictures=bool(self.images))
         self.shape = self.backbone.shape
         self.width = self.shape.width
         """Of a context's token."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robolearn.policies.contracts import Context
 from robolearn.policies.spec import SpecError
-from robolearn.policies.trunks.embedding import time_features
+from robolearn.policies.trunks.embedding import sinusoid, time_features
 from robolearn.policies.vla.attention import GatedMlp, RmsNorm, attend, heads, rms_normalised, rotate
 from robolearn.policies.vla.config import VlaConfig
 from robolearn.policies.vla.prefix import Prefix, PrefixShape
@@ -64,6 +64,9 @@ class ActionExpert(nn.Module):
         h_BTD = self.embed_action(F.pad(x, (0, self.config.max_action - actions)))
         h_BTD, c_BTD = self._with_time(h_BTD, t, until)
         ahead = torch.arange(x.shape[1], device=x.device)
+        if self.config.places:
+            place = sinusoid(ahead.float(), self.config.width, min_period=2.0, max_period=1000.0)
+            h_BTD = h_BTD + place.to(h_BTD.dtype)
         seen_TT = torch.ones(len(ahead), len(ahead), dtype=torch.bool, device=x.device)
         if self.config.actions == "causal":
             seen_TT = seen_TT.tril()

@@ -50,11 +50,6 @@ class PretrainedBackbone(nn.Module):
         )
         self.pictures = FAMILIES[model.config.model_type](model, config.image_size)
         self.image_size = self.pictures.size
-        # Nothing reads what the last layer makes of its keys and values; several processes trip over such parameters.
-        last = self._language.layers[-1]
-        for part in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp, last.post_attention_layernorm):
-            part.requires_grad_(False)
-        self._language.norm.requires_grad_(False)
 
     @property
     def vision_modules(self) -> list[nn.Module]:
@@ -105,6 +100,16 @@ class PretrainedBackbone(nn.Module):
         frequency = self.shape.rope_theta ** -(torch.arange(half, device=like.device, dtype=dtype) / half)
         angle = (position.unsqueeze(-1).to(dtype) * frequency).repeat(1, 1, 2)
         return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+    def freeze_unused(self) -> None:
+        last = self._language.layers[-1]
+        used = (last.input_layernorm, last.self_attn.k_proj, last.self_attn.v_proj)
+        used = [*used, getattr(last.self_attn, "k_norm", None)]
+        keep = {id(p) for part in used if part is not None for p in part.parameters() if p.requires_grad}
+        pooling = getattr(self.vision_modules[0], "head", None)  # SigLIP's, for one vector of a whole picture
+        for part in (last, self._language.norm, pooling):
+            for parameter in part.parameters() if part is not None else ():
+                parameter.requires_grad_(id(parameter) in keep)
 
     def save_assets(self, folder: Path) -> None:
         self.model.config.save_pretrained(folder)

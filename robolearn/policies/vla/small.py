@@ -24,7 +24,8 @@ class SmallBackbone(nn.Module):
     causal = False
     checkpointing = False
 
-    def __init__(self, config: SmallConfig) -> None:
+    def __init__(self, config: SmallConfig, *, pictures: bool) -> None:
+        """``pictures``: whether there are any to see."""
         super().__init__()
         if config.heads % config.kv_heads or config.head_dim % 2:
             raise VlaError("heads must be a multiple of kv_heads, and head_dim even")
@@ -34,22 +35,21 @@ class SmallBackbone(nn.Module):
         self.width = w
         self.image_size = config.image_size
         self.shape = PrefixShape(config.layers, config.heads, config.kv_heads, config.head_dim, THETA)
-        self.vision = _pictures(w)
-        self.image_place = nn.Parameter(0.02 * torch.randn(side * side, w))
+        self.vision = _Pictures(w, side * side) if pictures else None
         self.embed = nn.Embedding(256, w)
         self.layers = nn.ModuleList(_Layer(config, last=i == config.layers - 1) for i in range(config.layers))
 
     @property
     def vision_modules(self) -> list[nn.Module]:
-        return [self.vision]
+        return [] if self.vision is None else [self.vision]
 
     @property
     def language(self) -> nn.Module:
         return self.layers
 
     def embed_image(self, pixels_BCHW: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = self.vision(pixels_BCHW.to(self.image_place) / 127.5 - 1.0)
-        return x.flatten(2).transpose(1, 2) + self.image_place, []
+        assert self.vision is not None
+        return self.vision(pixels_BCHW), []
 
     def embed_text(self, ids_BM: Tensor) -> Tensor:
         return self.embed(ids_BM)
@@ -70,20 +70,29 @@ class SmallBackbone(nn.Module):
             values.append(v)
         return keys, values
 
+    def freeze_unused(self) -> None:
+        pass
+
     def save_assets(self, folder: Path) -> None:
         pass
 
 
-def _pictures(width: int) -> nn.Sequential:
-    """(B, 3, H, W) -> (B, width, H / 16, W / 16): patches of 4 x 4 pixels, then two convolutions of stride 2."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, kernel, stride in ((3, 32, 4, 4), (32, 64, 3, 2), (64, 128, 3, 2)):
-        layers += [
-            nn.Conv2d(inputs, outputs, kernel, stride, 0 if kernel == stride else 1),
-            nn.GroupNorm(8, outputs),
-            nn.SiLU(),
-        ]
-    return nn.Sequential(*layers, nn.Conv2d(128, width, 1))
+class _Pictures(nn.Module):
+    """Pixels (B, 3, H, W) 0..255 -> tokens (B, H / 16 * W / 16, width): patches of 4 x 4 pixels, then two convolutions
+    of stride 2, and a learned vector for each place."""
+
+    def __init__(self, width: int, places: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, kernel, stride in ((3, 32, 4, 4), (32, 64, 3, 2), (64, 128, 3, 2)):
+            padding = 0 if kernel == stride else 1
+            layers += [nn.Conv2d(inputs, outputs, kernel, stride, padding), nn.GroupNorm(8, outputs), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Conv2d(128, width, 1))
+        self.place = nn.Parameter(0.02 * torch.randn(places, width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.net(pixels.to(self.place) / 127.5 - 1.0)
+        return x.flatten(2).transpose(1, 2) + self.place
 
 
 class _Layer(nn.Module):

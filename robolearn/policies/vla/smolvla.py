@@ -52,6 +52,7 @@ def policy_config() -> PolicyConfig:
         mlp=2048,
         time="mlp",
         actions="causal",
+        places=False,
         cross_every=2,
         max_text=48,
         max_state=32,
