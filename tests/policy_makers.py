@@ -40,10 +40,11 @@ STATISTICS = {"state": statistics([0, 0, 0], [100, 200, 6.3]), "action": statist
 
 
 def small(policy: str, trunk: str) -> PolicyConfig:
+    backbone = SmallConfig(width=32, layers=2, head_dim=8, mlp=48, image_size=32)
     trunks = {
         "unet1d": UNet1dConfig(widths=(16, 32), condition=16),
         "transformer": TransformerConfig(width=32, layers=2),
-        "vla": VlaConfig(backbone=SmallConfig(width=32, layers=2, head_dim=8, mlp=48, image_size=32), width=32, mlp=48, max_text=16),
+        "vla": VlaConfig(backbone=backbone, width=32, mlp=48, max_text=16),
     }
     return replace(POLICIES[policy](), trunk=trunks[trunk], encoder=EncoderConfig(image_width=16))
 
