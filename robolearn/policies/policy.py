@@ -25,6 +25,7 @@ from robolearn.policies.trunks.unet1d import UNet1d
 from robolearn.policies.vla.config import VlaConfig
 from robolearn.policies.vla.encoder import PrefixEncoder, no_statistics
 from robolearn.policies.vla.expert import ActionExpert
+from robolearn.policies.vla.start import load_start
 from robolearn_data.statistics import StreamStatistics
 
 TRUNKS = {"unet1d": UNet1d, "transformer": Transformer}
@@ -78,6 +79,8 @@ class Policy(nn.Module):
                 spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk, spans=spans
             )
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
+        if isinstance(config.trunk, VlaConfig) and config.trunk.start_from and assets is None:
+            load_start(self, Path(config.trunk.start_from))
 
     @property
     def device(self) -> torch.device:

@@ -90,7 +90,8 @@ def make_backbone(config: VlaConfig, assets: Path | None, *, pictures: bool) -> 
     else:
         from robolearn.policies.vla.loading import load_backbone
 
-        backbone, tokeniser = load_backbone(part, config.max_text, assets)
+        weights = assets is None and not config.start_from
+        backbone, tokeniser = load_backbone(part, config.max_text, assets, weights=weights)
     backbone.checkpointing = config.checkpointing
     _choose_learned(backbone, config, pictures=pictures)
     backbone.freeze_unused()

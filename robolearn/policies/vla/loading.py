@@ -16,11 +16,14 @@ TINY = "tiny-"
 _ELSE = "a folder with the model, --policy.trunk.backbone.kind small (trains from nothing), or tiny-smolvlm for a trial"
 
 
-def load_backbone(config: PretrainedConfig, max_text: int, assets: Path | None) -> tuple[PretrainedBackbone, Tokeniser]:
+def load_backbone(
+    config: PretrainedConfig, max_text: int, assets: Path | None, *, weights: bool = True
+) -> tuple[PretrainedBackbone, Tokeniser]:
     """A backbone and its tokeniser.
 
     Args:
-        assets: folder of a checkpoint of ours: only what the model looks like is taken from there, no weights.
+        assets: folder of a checkpoint of ours, where what the model looks like and its tokens are taken from.
+        weights: load the published ones; otherwise they are random, to be replaced.
 
     Raises:
         VlaError: transformers is not installed, or the model cannot be had; the message says why and what else there
@@ -42,7 +45,7 @@ def load_backbone(config: PretrainedConfig, max_text: int, assets: Path | None) 
         shape = tiny_config(config.name.removeprefix(TINY)) if tiny else AutoConfig.from_pretrained(source, **where)
         if shape.model_type not in FAMILIES:
             raise VlaError(f"{config.name} is a {shape.model_type!r}; backbones are: {', '.join(FAMILIES)}; or {_ELSE}")
-        if tiny or folder is not None:
+        if tiny or not weights:
             model = AutoModel.from_config(shape, dtype=dtype)
         else:
             model = AutoModel.from_pretrained(source, dtype=dtype, **where)

@@ -35,7 +35,6 @@ class PretrainedBackbone(nn.Module):
         self.model = model
         self.config = config
         text = model.config.get_text_config()
-        self._language = model.text_model if hasattr(model, "text_model") else model.language_model
         if not 0 <= config.layers <= len(self._language.layers):
             raise VlaError(f"layers {config.layers}: {config.name} has {len(self._language.layers)}; 0 takes all")
         if config.layers:
@@ -50,6 +49,10 @@ class PretrainedBackbone(nn.Module):
         )
         self.pictures = FAMILIES[model.config.model_type](model, config.image_size)
         self.image_size = self.pictures.size
+
+    @property
+    def _language(self) -> Any:
+        return self.model.text_model if hasattr(self.model, "text_model") else self.model.language_model
 
     @property
     def vision_modules(self) -> list[nn.Module]:
