@@ -54,7 +54,7 @@ def write(path: Path, tasks: list[str], *, said: dict[int, dict[int, str]] | Non
             text = ""
             for step in range(12):
                 row = {"state": np.array([step / 12, 0.5]), "action": np.array(WAYS.get(task, (0.0, 0.0)))}
-                row = {name: value.astype(np.float32) for name, value in row.items()}
+                row: dict[str, np.ndarray] = {name: value.astype(np.float32) for name, value in row.items()}
                 row["img"] = np.full((16, 16, 3), 10 * step, np.uint8)
                 if said is not None:
                     text = said.get(episode, {}).get(step, text)

@@ -76,9 +76,9 @@ class WindowBatches:
             needed = sum(image_bytes(source.dataset, part) for source, part in zip(sources, views, strict=True))
             images = place_of_images(needed, free_bytes())
         self._readers = [_reader(s, part, images, talk) for s, part in zip(sources, views, strict=True)]
-        stream = spec.observation.get("instruction")
-        is_text = stream is not None and stream.kind == "text"
-        self._instructions = [Instructions(s.dataset, stream) if is_text else None for s in sources]
+        said = spec.observation.get("instruction")
+        is_text = said is not None and said.kind == "text"
+        self._instructions = [Instructions(source.dataset, said) if is_text else None for source in sources]
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of training step ``step``."""
