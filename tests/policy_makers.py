@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from robolearn.policies.config import POLICIES, PolicyConfig
-from robolearn.policies.encoders import EncoderConfig
+from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn.policies.trunks.transformer import TransformerConfig

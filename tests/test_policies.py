@@ -20,7 +20,7 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import Stream, UserError
 
-COMBINATIONS = list(itertools.product(POLICIES, TRUNK_DEFAULTS))
+COMBINATIONS = list(itertools.product([name for name in POLICIES if name != "nearest"], TRUNK_DEFAULTS))
 DENOISING = [(policy, trunk) for policy, trunk in COMBINATIONS if policy not in ("act", "regression")]
 """Those that begin with noise."""
 
@@ -80,7 +80,8 @@ def test_clean_inverts_corrupt_when_the_network_is_right(objective: Flow | Diffu
     draws = objective.draw(64, (TP, 2), torch.Generator().manual_seed(0))
     draws["time"] = draws["time"].clamp(min=0.05)  # at t = 0 nothing of the action is left
     x, target = objective.corrupt(action, draws)
-    torch.testing.assert_close(objective.clean(lambda x, t, **_: target, x, draws["time"]), action, rtol=1e-3, atol=1e-3)
+    found = objective.clean(lambda x, t, **_: target, x, draws["time"])
+    torch.testing.assert_close(found, action, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

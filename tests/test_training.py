@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from robolearn.cli.main import main
 from robolearn.policies.checkpoint import CheckpointError, list_checkpoints, load_policy, load_spec, resolve_checkpoint
 from robolearn.policies.config import POLICIES, PolicyConfig
-from robolearn.policies.encoders import EncoderConfig
+from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.training.batches import WindowBatches, free_bytes, place_of_images

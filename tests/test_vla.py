@@ -341,6 +341,7 @@ def test_streaming_and_bidirectional_decoding_take_a_vlas_context() -> None:
         ({}, {"note": TEXT}, "a VLA reads one text, it was given instruction, note"),
         ({}, {"depth": Stream((8, 8, 4), "uint8", "image")}, "a VLA sees grey or RGB pictures"),
         ({}, {"force": Stream((6,))}, "there are no statistics of force"),
+        ({}, {"cloud": Stream((64, 3), kind="points")}, "a VLA sees pictures, states and a text; leave cloud out"),
     ],
 )
 def test_what_a_vla_cannot_be_made_for_is_refused_before_training(

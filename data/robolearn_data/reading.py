@@ -9,7 +9,7 @@ B = batch, H = horizon of a view, N = rows (control steps), E = episodes, M = sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,8 +78,13 @@ class WindowReader:
         wanted = [name for name, stream in streams.items() if stream.kind != "image" or images == "memory"]
         self._hold(wanted, progress)
 
-    def read(self, episode: np.ndarray, step: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def read(
+        self, episode: np.ndarray, step: np.ndarray, views: Collection[str] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Windows whose presents are steps (B,) of episodes (B,), as ``Windows.locate`` gives them.
+
+        Args:
+            views: those that are wanted; all by default.
 
         Returns:
             For each view its values (B, H, *shape), and a mask (B, H) of those that were not recorded there: beyond the
@@ -97,7 +102,8 @@ class WindowReader:
         if np.any((step < 0) | (step >= lengths[episode])):
             raise IndexError("the present of a window must be a step of its episode")
         values, missing = {}, {}
-        for name, view in self.views.items():
+        for name in self.views if views is None else views:
+            view = self.views[name]
             values[name], missing[name] = self._read(view, self._steps_apart[name], episode, step)
         return values, missing
 

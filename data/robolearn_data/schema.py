@@ -11,9 +11,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-Kind = Literal["state", "image", "action", "info", "text"]
-"""state: a vector a policy may observe; image: (H, W, C) pixels; action: what the robot is told; text: up to N bytes of
-UTF-8 (an instruction, a remark) as uint8 (N,), zeros after its end, see ``read_text``; info: the rest."""
+Kind = Literal["state", "image", "points", "action", "info", "text"]
+"""state: a vector a policy may observe; image: (H, W, C) pixels; points: a point cloud (P, C), each point x, y, z in
+metres and what else is known of it, such as its colour; action: what the robot is told; text: up to N bytes of UTF-8
+(an instruction, a remark) as uint8 (N,), zeros after its end, see ``read_text``; info: the rest."""
 
 Interpolation = Literal["previous", "nearest", "linear", "quaternion", "rotation_vector"]
 """How a stream is read between its samples. previous: the newest one captured by then, all that a controller could
@@ -74,6 +75,10 @@ class Stream:
             raise SchemaError(f"stream dtype {self.dtype!r} is not numeric; valid: floats, integers, bool")
         if self.kind == "image" and len(self.shape) != 3:
             raise SchemaError(f"image stream needs shape (height, width, channels), got {self.shape!r}")
+        if self.kind == "points" and (len(self.shape) != 2 or self.shape[1] < 3 or dtype.kind != "f"):
+            raise SchemaError(
+                f"points stream needs shape (points, 3 or more) and floats, got {self.shape!r} and {self.dtype!r}"
+            )
         if self.kind == "text" and (len(self.shape) != 1 or dtype != np.uint8):
             raise SchemaError(f"text stream needs shape (bytes,) and uint8, got {self.shape!r} and {self.dtype!r}")
         if not (np.isfinite(self.rate_hz) and self.rate_hz >= 0):

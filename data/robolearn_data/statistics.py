@@ -17,7 +17,10 @@ _VALUES = ("min", "max", "mean", "std", "q01", "q99")
 
 @dataclass(frozen=True, eq=False)
 class StreamStatistics:
-    """Of one stream, each of its components for itself: arrays of the stream's shape, float64, in its unit."""
+    """Of one stream, each of its components for itself: arrays of the stream's shape, float64, in its unit.
+
+    Of a point cloud (P, C) they are of shape (C,): every point counts as a row.
+    """
 
     count: int
     """Rows that were counted."""
@@ -152,16 +155,17 @@ def _of_stream(
     if not total:
         raise SchemaError(f"stream {name!r} has no valid row to compute statistics from")
 
-    every = -(-total // _QUANTILE_ROWS)
+    shape = stream.shape[1:] if stream.kind == "points" else stream.shape
+    every = -(-total * (stream.shape[0] if stream.kind == "points" else 1) // _QUANTILE_ROWS)
     count = done = 0
-    low = np.full(stream.shape, np.inf)
-    high = np.full(stream.shape, -np.inf)
-    mean = np.zeros(stream.shape)
-    squares = np.zeros(stream.shape)  # sum of squared distances from the mean (Chan, Golub and LeVeque, 1983)
+    low = np.full(shape, np.inf)
+    high = np.full(shape, -np.inf)
+    mean = np.zeros(shape)
+    squares = np.zeros(shape)  # sum of squared distances from the mean (Chan, Golub and LeVeque, 1983)
     sample = []
     for (dataset, _), use in zip(parts, chosen, strict=True):
         for row, block in dataset.blocks(name):
-            values = block[use[row : row + len(block)]].astype(np.float64)
+            values = block[use[row : row + len(block)]].astype(np.float64).reshape(-1, *shape)
             done += len(block)
             report(done)
             if not len(values):

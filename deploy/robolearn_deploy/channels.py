@@ -116,7 +116,7 @@ class Channels:
 
 
 def observation_fields(schema: Schema) -> dict[str, Field]:
-    streams = {stream_field(name): (s.dtype, s.shape) for name, s in schema.of_kind("state", "image").items()}
+    streams = {stream_field(name): (s.dtype, s.shape) for name, s in schema.of_kind("state", "image", "points").items()}
     return {"capture_ns": ("i8", ()), "episode": ("i8", ()), **streams}
 
 
@@ -127,7 +127,7 @@ def stream_field(name: str) -> str:
 
 def observation_of(record: np.void, schema: Schema) -> Observation:
     """The streams in a record of the ring ``observations``."""
-    return {name: record[stream_field(name)] for name in schema.of_kind("state", "image")}
+    return {name: record[stream_field(name)] for name in schema.of_kind("state", "image", "points")}
 
 
 def chunk_fields(action: Stream, horizon: int) -> dict[str, Field]:

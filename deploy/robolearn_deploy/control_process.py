@@ -148,7 +148,7 @@ class _Control:
             self._people.show(tick, state, episode, observation, action, planned, refused, until_ns)
 
     def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
-        streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image")}
+        streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image", "points")}
         return self._channels.observations.publish({"capture_ns": tick.due_ns, "episode": episode, **streams})
 
     def _receive(self, at_ns: int) -> None:

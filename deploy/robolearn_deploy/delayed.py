@@ -30,7 +30,7 @@ from robolearn_deploy.chunks import Chunk, Refusals, action_times_ns, hold_actio
 from robolearn_deploy.draws import Question
 from robolearn_deploy.inference import Committed
 from robolearn_deploy.plan import Commitment, PlanTiming
-from robolearn_deploy.schedulers import DelayWindow, Scheduler, check_delay, steps_of
+from robolearn_deploy.schedulers import DelayWindow, Scheduler, check_delay, check_policy, steps_of
 from robolearn_deploy.smoothness import Smoothness
 from robolearn_hardware.clock import period_ns
 
@@ -230,10 +230,11 @@ def rollout_delayed(
         steps: of the sampler; None for the policy's own number.
 
     Raises:
-        SchedulerError: the policy's horizon cannot bridge the typical delay.
+        SchedulerError: the policy's horizon cannot bridge the typical delay, or its chunks cannot be drawn so.
     """
     spec = policy.spec
     least = check(scheduler, spec, delays, least)
+    check_policy(scheduler, policy.config)
     waiting = deque(seeds)
     with contextlib.ExitStack() as stack:
 

@@ -16,7 +16,7 @@ import numpy as np
 from robolearn_data.schema import UserError
 from robolearn_deploy.draws import Question
 from robolearn_deploy.inference import Reply, Request
-from robolearn_deploy.schedulers import find
+from robolearn_deploy.schedulers import check_policy, find
 from robolearn_hardware.clock import now_ns, period_ns
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class LocalPolicy:
         use_threads(1, parse_cores(cores) if cores else None)
         self._draw = find(scheduler).draw
         policy = load_policy(checkpoint, device=device, sampler=sampler).eval()
+        check_policy(find(scheduler), policy.config)
         per_token = scheduler in ("rtc-trained", "streaming")  # their actions differ in noise along the chunk
         self._policy = compile_policy(policy, engine, per_token=per_token, cache=checkpoint / "engines")
         self._steps = steps

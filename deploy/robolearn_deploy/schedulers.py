@@ -19,12 +19,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
 from robolearn_deploy import draws
 from robolearn_deploy.chunks import Refusals
 from robolearn_deploy.plan import EnsemblePlan, Plan, PlanTiming, ReplacePlan, WaitPlan
+
+if TYPE_CHECKING:
+    from robolearn.policies.config import PolicyConfig
 
 
 class SchedulerError(UserError):
@@ -42,6 +46,9 @@ class Scheduler:
     """``draw`` looks at what the robot is committed to."""
     execute: int | None = None
     """Least steps between the observations of two chunks; None for the policy's own action horizon."""
+    needs: Literal["", "noise", "prefix", "streaming"] = ""
+    """What the policy must have. noise: chunks that differ with the noise they begin with; prefix, streaming: training
+    with the objective's setting of that name."""
 
     def execute_steps(self, spec: PolicySpec, asked: int | None = None) -> int:
         """Least control steps between two observations that are inferred from (s_min).
@@ -60,6 +67,33 @@ class Scheduler:
                 f"observation on; give {reach} or fewer"
             )
         return execute
+
+
+def check_policy(scheduler: Scheduler, config: PolicyConfig) -> None:
+    """Check that chunks of a policy can be drawn so.
+
+    Raises:
+        SchedulerError: they cannot; it names the schedulers that can.
+    """
+    reason = _lacks(scheduler, config)
+    if reason:
+        valid = ", ".join(name for name, other in SCHEDULERS.items() if not _lacks(other, config))
+        raise SchedulerError(
+            f"the scheduler {scheduler.name} cannot be used: {reason}; this policy works with: {valid}"
+        )
+
+
+def _lacks(scheduler: Scheduler, config: PolicyConfig) -> str:
+    """Why a policy cannot be used, "" where it can."""
+    objective = config.objective
+    match scheduler.needs:
+        case "noise" if objective.kind == "regression":
+            return "the policy predicts the same chunk whatever the noise, so that none can be steered or chosen"
+        case "prefix" | "streaming" as setting if not getattr(objective, setting):
+            if objective.kind == "regression":
+                return "the policy predicts chunks from observations alone"
+            return f"the policy was trained without it (--policy.objective.{setting})"
+    return ""
 
 
 def steps_of(delay: int, least: int, spec: PolicySpec) -> tuple[int, int]:
@@ -130,12 +164,12 @@ _ALL = [
     # All chunks that cover an instant are averaged; the more there are the better, so it infers without a pause.
     Scheduler("ensemble", draws.plain, plan=EnsemblePlan, execute=1),
     # A chunk is sampled so that it continues the one before.
-    Scheduler("rtc", draws.real_time_chunking, committed=True),
+    Scheduler("rtc", draws.real_time_chunking, committed=True, needs="noise"),
     Scheduler("rtc-identity", draws.real_time_chunking_identity, committed=True),
-    Scheduler("rtc-trained", draws.prefix, committed=True),
+    Scheduler("rtc-trained", draws.prefix, committed=True, needs="prefix"),
     # Of several chunks the one that continues the one before best.
-    Scheduler("bid", draws.bidirectional, committed=True),
+    Scheduler("bid", draws.bidirectional, committed=True, needs="noise"),
     # A chunk is the one before, denoised further; asked for a block of actions at a time.
-    Scheduler("streaming", draws.streaming, committed=True),
+    Scheduler("streaming", draws.streaming, committed=True, needs="streaming"),
 ]
 SCHEDULERS: dict[str, Scheduler] = {scheduler.name: scheduler for scheduler in _ALL}

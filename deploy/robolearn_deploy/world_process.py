@@ -164,7 +164,7 @@ class _DrivenWorld:
         self._last = self._world.step(action)
         self._observation = self._last.observation
         self._score = max(self._score, self._last.score)
-        streams = {name: before[name] for name in self._world.spec.schema.of_kind("state", "image")}
+        streams = {name: before[name] for name in self._world.spec.schema.of_kind("state", "image", "points")}
         time_ns = self._first_ns + self._count * self._period
         self._steps.publish({"time_ns": time_ns, **streams, "action": action, "action_sent": action})
         self._count += 1

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from robolearn.cli.parse import UsageError, parse
-from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name
-from robolearn.training.config import PRESETS, Images, TrainConfig, load_config
+from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name, with_policy
+from robolearn.training.config import PRESETS, Images, TrainConfig, load_config, starting
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Options:
     out: Path = Path("runs/train")
     """Run folder."""
     policy: PolicyName = "flow"
-    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, or a
-    vision-language-action policy (flow matching; it reads pictures, states and the instruction)."""
-    trunk: Literal["unet1d", "transformer", "vla"] = "unet1d"
+    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, the chunk
+    of the nearest training window, or a vision-language-action policy (flow matching; it reads pictures, states and the
+    instruction). With --preset or --config it changes the objective alone, so that all else is equal; nearest and vla
+    have a trunk of their own."""
+    trunk: Literal["unet1d", "transformer", "nearest", "vla"] = "unet1d"
     """Network that predicts the chunk."""
     preset: Literal["pusht-state", "pusht-image", "lift-state", "vla-small", "vla-smolvla"] | None = None
     """Settings of a published result as the start."""
@@ -78,16 +80,11 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
     elif chosen.config:
         start = load_config(chosen.config)
     else:
-        start = PRESETS[chosen.preset]() if chosen.preset else TrainConfig()
-    policy: dict[str, Any] = {}
+        start = PRESETS[chosen.preset]() if chosen.preset else starting(chosen.policy or "flow")
     if chosen.policy and chosen.policy != policy_name(start.policy):
-        named = POLICIES[chosen.policy]()
-        policy["objective"] = named.objective
-        if chosen.policy == "vla":
-            policy |= {"trunk": named.trunk, "obs_horizon": named.obs_horizon, "normalisation": named.normalisation}
+        start = replace(start, policy=with_policy(start.policy, chosen.policy))
     if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
-        policy["trunk"] = TRUNK_DEFAULTS[chosen.trunk]()
-    start = replace(start, policy=replace(start.policy, **policy))
+        start = replace(start, policy=replace(start.policy, trunk=TRUNK_DEFAULTS[chosen.trunk]()))
     default = Options(
         datasets=tyro.MISSING,
         policy=policy_name(start.policy),

@@ -6,23 +6,24 @@ A new objective or trunk is one file, its configuration in the union below and i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Discriminator
 
-from robolearn.policies.encoders import EncoderConfig
+from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.normalise import Normalisation
 from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
+from robolearn.policies.trunks.nearest import NearestConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.policies.vla.config import VlaConfig
 
 ObjectiveConfig = Annotated[FlowConfig | DiffusionConfig | MeanFlowConfig | RegressionConfig, Discriminator("kind")]
-TrunkConfig = Annotated[UNet1dConfig | TransformerConfig | VlaConfig, Discriminator("kind")]
+TrunkConfig = Annotated[UNet1dConfig | TransformerConfig | NearestConfig | VlaConfig, Discriminator("kind")]
 
 
 @dataclass(frozen=True)
@@ -38,29 +39,48 @@ class PolicyConfig:
     """Actions in a predicted chunk (Tp)."""
     action_horizon: int = 8
     """Actions carried out before the next chunk in synchronous control (Ta)."""
+    condition_drop: float = 0.0
+    """Part of the training windows that are shown without their condition (the goal; without one, the observation), for
+    classifier-free guidance and for acting without a goal; 0.1 is usual."""
     normalisation: Normalisation = "min-max"
     learn_padding: bool = False
     """Count the repeated actions beyond an episode's end in the loss (right for absolute targets: hold the last)."""
 
 
-PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "vla"]
+PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "nearest", "vla"]
 
 POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
     "flow": lambda: PolicyConfig(objective=FlowConfig()),
     "diffusion": lambda: PolicyConfig(objective=DiffusionConfig()),
     "meanflow": lambda: PolicyConfig(objective=MeanFlowConfig()),
-    "act": lambda: PolicyConfig(RegressionConfig(error="absolute", latent=32), TransformerConfig(), horizon=100),
+    "act": lambda: PolicyConfig(
+        RegressionConfig(error="absolute", latent=32),
+        TransformerConfig(),
+        obs_horizon=1,
+        horizon=100,
+        action_horizon=50,
+    ),
     "regression": lambda: PolicyConfig(objective=RegressionConfig()),
     "vla": lambda: PolicyConfig(FlowConfig(time="beta"), VlaConfig(), obs_horizon=1, normalisation="quantile"),
+    "nearest": lambda: PolicyConfig(RegressionConfig(), NearestConfig()),
 }
 """`--policy NAME` -> its configuration, which further options change."""
+
+
+def with_policy(config: PolicyConfig, policy: PolicyName) -> PolicyConfig:
+    """``config`` with the objective of another policy and all else as it is, so that the two can be compared; its trunk
+    too where the other one has none, or is the only one to have its own."""
+    other = POLICIES[policy]()
+    names = {policy, policy_name(config)}
+    swaps = len(names) == 2 and bool(names & {"nearest", "vla"})
+    return replace(config, objective=other.objective, trunk=other.trunk if swaps else config.trunk)
 
 
 def policy_name(config: PolicyConfig) -> PolicyName:
     """The name in ``POLICIES`` that ``config`` comes from."""
     objective = config.objective
-    if isinstance(config.trunk, VlaConfig):
-        return "vla"
+    if isinstance(config.trunk, NearestConfig | VlaConfig):
+        return config.trunk.kind
     return "act" if isinstance(objective, RegressionConfig) and objective.latent else objective.kind
 
 

@@ -24,13 +24,20 @@ class Network(Protocol):
     """A trunk with the context of an observation."""
 
     def __call__(
-        self, x: Tensor, t: Tensor, *, until: Tensor | None = None, features: list[Tensor] | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        until: Tensor | None = None,
+        features: list[Tensor] | None = None,
+        conditioned: bool = True,
     ) -> Tensor:
         """Noisy chunk (B, T, A), time (B, 1) or (B, T) -> prediction (B, T, A).
 
         Args:
             until: end of the span of time that is predicted, shaped as ``t``; 1 if None. For objectives with ``spans``.
             features: hidden features (B, ...) are appended to it.
+            conditioned: False for the prediction without the condition (condition.py).
         """
         ...
 
@@ -40,6 +47,8 @@ class Objective(Protocol):
 
     spans: bool
     """The trunk is asked for a mean over a span of time, whose end is its ``until``."""
+    trains_guided: bool
+    """Guidance is part of its loss, and is not to be applied again when a chunk is sampled."""
 
     def draw(self, batch: int, shape: tuple[int, int], generator: torch.Generator | None) -> Draws:
         """The random numbers of one training step on B windows of ``shape`` (T, A). "time", (B, 1) or (B, T), is 1
@@ -47,7 +56,10 @@ class Objective(Protocol):
         ...
 
     def losses(self, network: Network, action: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """Named terms of the loss for chunks ``action`` (B, T, A): (B, T) of each action, or (B,) of each window."""
+        """Named terms of the loss for chunks ``action`` (B, T, A): (B, T) of each action, or (B,) of each window.
+
+        ``draws`` are those of ``draw``, and "drop" (B, 1), the windows that are shown without their condition.
+        """
         ...
 
     def clean(self, network: Network, x: Tensor, t: Tensor) -> Tensor:
@@ -126,7 +138,8 @@ class Prior:
     """(T,) or (B, T) in [0, 1]: 1 keeps the action exactly, values between pull towards it, 0 leaves it free."""
     method: PriorMethod = "inpaint"
     beta: float = 5.0
-    """Largest guidance weight of rtc and rtc-identity."""
+    """Largest guidance weight of rtc and rtc-identity. A sampler of fewer steps takes their number: a step of 1 / n of
+    the way with a larger weight would go beyond what is known."""
 
     def __post_init__(self) -> None:
         if self.weight.shape[-1] != self.action.shape[1]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robolearn.policies.condition import Condition
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.contracts import Batch, Context, Draws, Losses, Network, Objective, Prior
-from robolearn.policies.encoders import ObservationEncoder
+from robolearn.policies.encoders.observation import ObservationEncoder
+from robolearn.policies.goals import GoalEncoder, checked_goal, goal_key
 from robolearn.policies.guidance import PriorError, leading, with_prior
 from robolearn.policies.normalise import VectorNormaliser
 from robolearn.policies.objectives.diffusion import Diffusion, DiffusionConfig
@@ -20,6 +23,7 @@ from robolearn.policies.objectives.flow import Flow, FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlow, MeanFlowConfig
 from robolearn.policies.objectives.regression import Regression, RegressionConfig
 from robolearn.policies.spec import PolicySpec, SpecError
+from robolearn.policies.trunks.nearest import Nearest, NearestConfig
 from robolearn.policies.trunks.transformer import Transformer
 from robolearn.policies.trunks.unet1d import UNet1d
 from robolearn.policies.vla.config import VlaConfig
@@ -28,7 +32,7 @@ from robolearn.policies.vla.expert import ActionExpert
 from robolearn.policies.vla.start import load_start
 from robolearn_data.statistics import StreamStatistics
 
-TRUNKS = {"unet1d": UNet1d, "transformer": Transformer}
+TRUNKS = {"unet1d": UNet1d, "transformer": Transformer, "nearest": Nearest}
 """A trunk is built from (action components, context tokens, token width, its configuration), and ``spans``. A VLA is
 built beside its own encoder, in ``Policy``."""
 
@@ -61,23 +65,40 @@ class Policy(nn.Module):
         self.config = config
         self.encoder: ObservationEncoder | PrefixEncoder
         if isinstance(config.trunk, VlaConfig):
+            _check_vla(spec, config)
             self.encoder = PrefixEncoder(spec, statistics, config.normalisation, config.trunk, assets)
         else:
-            self.encoder = ObservationEncoder(spec, statistics, config.normalisation, config.encoder)
+            self.encoder = ObservationEncoder(
+                spec.observation, statistics, config.normalisation, config.encoder, spec.components
+            )
+        self.goal_encoder = self.condition = None
+        tokens, width = spec.obs_horizon, self.encoder.width
+        if spec.goal:
+            self.goal_encoder = GoalEncoder(spec, statistics, config.normalisation, config.encoder, width)
+            self.condition = Condition(1, width)
+            tokens += 1
+        elif config.condition_drop:
+            self.condition = Condition(tokens, width)
+        self._goal: dict[str, Tensor] | None = None
         prefix, block = config.objective.prefix, config.objective.streaming
         if min(prefix, block) < 0 or prefix + max(block, 1) > spec.horizon:
             raise SpecError(
                 f"a prefix of {prefix} given actions and a streaming block of {block} do not fit a horizon of "
                 f"{spec.horizon}: neither may be negative, and one action at least must be left to predict"
             )
+        if config.objective.guidance != 1 and not (self.condition and config.condition_drop):
+            raise SpecError(
+                f"guidance {config.objective.guidance:g} needs windows that were shown without their condition: "
+                "train with --policy.condition-drop 0.1, or with guidance 1"
+            )
+        if config.trunk.kind == "nearest":
+            _check_nearest(spec, config)
         self.objective = OBJECTIVES[config.objective.kind](config.objective, spec.horizon, spec.action.size)
         spans = self.objective.spans
         if isinstance(config.trunk, VlaConfig) and isinstance(self.encoder, PrefixEncoder):
             self.trunk: nn.Module = ActionExpert(spec.action.size, self.encoder.shape, config.trunk, spans=spans)
         else:
-            self.trunk = TRUNKS[config.trunk.kind](
-                spec.action.size, spec.obs_horizon, self.encoder.width, config.trunk, spans=spans
-            )
+            self.trunk = TRUNKS[config.trunk.kind](spec.action.size, tokens, width, config.trunk, spans=spans)
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
         if isinstance(config.trunk, VlaConfig) and config.trunk.start_from and assets is None:
             load_start(self, Path(config.trunk.start_from))
@@ -88,7 +109,10 @@ class Policy(nn.Module):
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
         """The random numbers of one training step on ``batch`` windows (on the CPU: the same on every device)."""
-        return self.objective.draw(batch, (self.spec.horizon, self.spec.action.size), generator)
+        draws = self.objective.draw(batch, (self.spec.horizon, self.spec.action.size), generator)
+        if self.condition:
+            draws["drop"] = torch.rand(batch, 1, generator=generator) < self.config.condition_drop
+        return draws
 
     def noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise (B, T, A) from which ``sample`` starts."""
@@ -113,7 +137,10 @@ class Policy(nn.Module):
         if not self.config.learn_padding:
             learned_BT = learned_BT & ~batch.is_pad
         learned_BT = learned_BT.float().expand(batch.is_pad.shape)
-        network = self.network(self.encode(batch.observation))
+        context = self.encode(batch.observation)
+        if self.condition:
+            context = self.condition.dropped(context, draws["drop"])
+        network = self.network(context)
         terms = self.objective.losses(network, self.action(batch.action), draws)
         for name, term in terms.items():
             if term.ndim == 2:
@@ -122,14 +149,34 @@ class Policy(nn.Module):
         return Losses(terms)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
-        """Stream -> (B, O, *stream.shape), physical units; images 0..255."""
-        return self.encoder(observation)
+        """Stream -> (B, O, *stream.shape), physical units; images 0..255; and the goal, see goals.py."""
+        context = self.encoder(observation)
+        if self.goal_encoder is None or self.condition is None:
+            return context
+        if all(goal_key(name) in observation for name in self.spec.goal):
+            goal = self.goal_encoder(observation)
+        elif self._goal is not None:
+            goal = self.goal_encoder(self._goal).expand(len(context), -1, -1)
+        else:
+            goal = self.condition.null.expand(len(context), -1, -1)
+        return Context(torch.cat([context.tokens, goal.to(context.tokens)], dim=1))
+
+    def aim(self, goal: Mapping[str, Tensor] | None) -> None:
+        """Give the goal of all that is asked from now on, stream -> (*stream.shape) in physical units; None: no goal.
+
+        Raises:
+            GoalError: the policy takes no goal, or another one.
+        """
+        self._goal = None if goal is None else {k: v.to(self.device) for k, v in checked_goal(self.spec, goal).items()}
 
     def network(self, context: Context) -> Network:
         """The trunk with a context."""
         return functools.partial(self._predict, context)
 
-    def _predict(self, context: Context, x: Tensor, t: Tensor, **more: Any) -> Tensor:
+    def _predict(self, context: Context, x: Tensor, t: Tensor, *, conditioned: bool = True, **more: Any) -> Tensor:
+        if not conditioned:
+            assert self.condition is not None
+            context = self.condition.without(context)
         return self.trunk(x, t, context, **more)
 
     def denoise(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
@@ -138,7 +185,12 @@ class Policy(nn.Module):
         Args:
             t: (B, 1) or (B, T), time of each token from 0 (noise) to 1 (clean).
         """
-        return self.objective.clean(self.network(context), x, t)
+        clean = self.objective.clean(self.network(context), x, t)
+        w = self.config.objective.guidance
+        if w == 1 or self.objective.trains_guided or self.condition is None:
+            return clean
+        free = self.objective.clean(self.network(self.condition.without(context)), x, t)
+        return free + w * (clean - free)
 
     def sample(
         self, context: Context, *, noise: Tensor | None = None, steps: int | None = None, prior: Prior | None = None
@@ -156,6 +208,7 @@ class Policy(nn.Module):
         if prior is None:
             return self.action.inverse(self.objective.sample(lambda x, t: self.denoise(x, t, context), noise, steps))
 
+        prior = replace(prior, beta=min(prior.beta, self.objective.steps(steps)))
         known = self.action(prior.action.to(noise))
         weight = prior.weight.to(noise).expand(noise.shape[:2]).unsqueeze(-1)
         weight = torch.where(known.isnan().any(-1, keepdim=True), 0.0, weight)
@@ -183,6 +236,27 @@ class Policy(nn.Module):
             )
 
 
+def _check_nearest(spec: PolicySpec, config: PolicyConfig) -> None:
+    learned = [name for name, stream in {**spec.observation, **spec.goal}.items() if stream.kind != "state"]
+    if learned:
+        raise SpecError(
+            f"a nearest-neighbour policy compares states, and learns nothing that could compare {learned[0]!r}; "
+            "give states with --observe, or another --policy"
+        )
+    if not isinstance(config.objective, RegressionConfig) or config.objective.latent or spec.goal:
+        raise SpecError(
+            "the trunk nearest takes the objective regression without a latent and no goal: --policy nearest"
+        )
+
+
+def _check_vla(spec: PolicySpec, config: PolicyConfig) -> None:
+    if spec.goal or config.condition_drop:
+        raise SpecError(
+            "a VLA is told by its instruction what to do, and takes neither --goal nor --policy.condition-drop; leave "
+            "them out, or take --policy flow"
+        )
+
+
 def sampler_of(config: PolicyConfig) -> str:
     """Name of objective and steps as results quote it: flow-10, ddim-10, ddpm-100."""
     match config.objective:
@@ -194,5 +268,7 @@ def sampler_of(config: PolicyConfig) -> str:
             return f"ddpm-{steps or levels}"
         case MeanFlowConfig(steps=steps):
             return f"meanflow-{steps}"
+        case RegressionConfig() if isinstance(config.trunk, NearestConfig):
+            return "nearest"
         case RegressionConfig(latent=latent, error=error):
             return "act" if latent else {"squared": "mse", "absolute": "mae"}[error]

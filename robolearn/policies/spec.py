@@ -30,6 +30,10 @@ class PolicySpec:
     action_horizon: int
     components: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Of a state stream named here, the only components that the policy sees."""
+    goal: Mapping[str, Stream] = field(default_factory=dict)
+    """Streams whose value at the goal the policy is told; empty: it has no goal. See goals.py."""
+    goal_components: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """As ``components``, of the goal."""
 
     def __post_init__(self) -> None:
         if self.obs_horizon < 1 or self.action_horizon < 1:
@@ -39,12 +43,13 @@ class PolicySpec:
                 f"horizon {self.horizon} is too short: obs_horizon {self.obs_horizon} - 1 + action_horizon "
                 f"{self.action_horizon} = {self.start + self.action_horizon} steps are needed"
             )
-        for name, indices in self.components.items():
-            stream = self.observation.get(name)
-            if stream is None or stream.kind == "image" or not all(0 <= i < stream.size for i in indices):
+        chosen = ((self.observation, self.components), (self.goal, self.goal_components))
+        for name, indices, streams in ((n, i, s) for s, components in chosen for n, i in components.items()):
+            stream = streams.get(name)
+            if stream is None or stream.kind != "state" or not all(0 <= i < stream.size for i in indices):
                 raise SpecError(f"components {indices} of {name!r} do not exist in what the policy observes")
         if not self.observation:
-            raise SpecError("the policy observes nothing; name at least one stream of kind state or image")
+            raise SpecError("the policy observes nothing; name at least one stream of kind state, image or points")
 
     @property
     def start(self) -> int:
@@ -77,12 +82,17 @@ class PolicySpec:
 
     def to_json(self) -> dict[str, Any]:
         streams = {**self.observation, "action": self.action}
+        goal = {
+            "goal": Schema(self.rate_hz, self.goal).to_json()["streams"],
+            "goal_components": {name: list(indices) for name, indices in self.goal_components.items()},
+        }
         return {
             **Schema(self.rate_hz, streams).to_json(),
             "obs_horizon": self.obs_horizon,
             "horizon": self.horizon,
             "action_horizon": self.action_horizon,
             "components": {name: list(indices) for name, indices in self.components.items()},
+            **(goal if self.goal else {}),
         }
 
     @classmethod
@@ -90,10 +100,22 @@ class PolicySpec:
         rest = dict(value)
         try:
             horizons = {k: int(rest.pop(k)) for k in ("obs_horizon", "horizon", "action_horizon")}
-            components = {str(name): tuple(map(int, indices)) for name, indices in rest.pop("components").items()}
+            components, goal_components = (
+                {str(name): tuple(map(int, indices)) for name, indices in rest.pop(key, {}).items()}
+                for key in ("components", "goal_components")
+            )
+            goal = Schema.from_json({"rate_hz": rest["rate_hz"], "streams": rest.pop("goal", {})}).streams
             schema = Schema.from_json(rest)
             streams = dict(schema.streams)
             action = streams.pop("action")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SchemaError(f"the policy's spec cannot be read: {error!r}") from error
-        return cls(observation=streams, action=action, rate_hz=schema.rate_hz, components=components, **horizons)
+        return cls(
+            observation=streams,
+            action=action,
+            rate_hz=schema.rate_hz,
+            components=components,
+            goal=goal,
+            goal_components=goal_components,
+            **horizons,
+        )

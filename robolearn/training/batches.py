@@ -19,6 +19,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from robolearn.policies.contracts import Batch
+from robolearn.policies.goals import goal_key
 from robolearn.policies.spec import PolicySpec
 from robolearn.training.config import Images
 from robolearn.training.instructions import Instructions
@@ -47,6 +48,7 @@ class WindowBatches:
         seed: int,
         weights: tuple[float, ...] = (),
         pad_after: int | None = None,
+        goal_within: int | None = None,
         images: Images = "auto",
         rank: int = 0,
         processes: int = 1,
@@ -57,6 +59,7 @@ class WindowBatches:
             batch_size: windows in a step of all processes together.
             weights: how often each dataset is drawn, whatever its size; empty: as often as it has windows.
             pad_after: how many actions of a window may lie beyond its episode's end; None for action_horizon - 1.
+            goal_within: most control steps from an observation to its goal; None for the episode's end.
             images: where pictures are; auto: in memory if they take a modest part of what is free.
             rank: which share of each batch is this process's.
             talk: show a bar while data is loaded.
@@ -72,6 +75,11 @@ class WindowBatches:
         self._held_out = [windows(s.dataset.episode_ends, *reach, episodes=s.held_out) for s in sources]
         self.mixture = Mixture(tuple(map(len, self.windows)), seed, weights)
         views = [_views(spec, source) for source in sources]
+        self._present = [tuple(part) for part in views]
+        goals = {goal_key(name): View(name, 1) for name in spec.goal}
+        views = [{**part, **goals} for part in views]
+        self._seed, self._goal_within = seed, goal_within
+        self._lengths = [np.diff(s.dataset.episode_ends, prepend=0) for s in sources]
         if images == "auto":
             needed = sum(image_bytes(source.dataset, part) for source, part in zip(sources, views, strict=True))
             images = place_of_images(needed, free_bytes())
@@ -82,7 +90,15 @@ class WindowBatches:
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of training step ``step``."""
-        return self.read(*self.mixture.batch(step, self.batch_size, *self._share))
+        return self.read(*self._drawn(step))
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Dataset, number and place of the goal of each window of this process's share."""
+        datasets, numbers = self.mixture.batch(step, self.batch_size, *self._share)
+        rank, processes = self._share
+        size = self.batch_size // processes
+        ahead = np.random.default_rng([self._seed, step]).random(self.batch_size)
+        return datasets, numbers, ahead[rank * size : (rank + 1) * size]
 
     @contextmanager
     def coming(self, first: int, last: int, workers: int) -> Iterator[Iterator[Batch]]:
@@ -106,14 +122,25 @@ class WindowBatches:
         if not all(sizes):
             return
         datasets, numbers = Mixture(sizes, 0, self.mixture.weights).draws(0, min(sum(sizes), HELD_OUT_WINDOWS))
+        ahead = np.random.default_rng(0).random(len(numbers))
         for first in range(0, len(numbers), self.batch_size):
             part = slice(first, first + self.batch_size)
-            yield self.read(datasets[part], numbers[part], held_out=True)
+            yield self.read(datasets[part], numbers[part], ahead[part], held_out=True)
 
-    def read(self, datasets: np.ndarray, numbers: np.ndarray, *, held_out: bool = False) -> Batch:
-        """Windows (B,) of datasets (B,), both by number."""
+    def all(self) -> Iterator[Batch]:
+        """Every training window once, in order; their goals are the ends of their episodes."""
+        for dataset, windows_ in enumerate(self.windows):
+            for first in range(0, len(windows_), self.batch_size):
+                numbers = np.arange(first, min(first + self.batch_size, len(windows_)))
+                yield self.read(np.full(len(numbers), dataset), numbers, np.full(len(numbers), 1 - 1e-9))
+
+    def read(self, datasets: np.ndarray, numbers: np.ndarray, ahead: np.ndarray, *, held_out: bool = False) -> Batch:
+        """Windows (B,) of datasets (B,), both by number; ``ahead`` (B,) in [0, 1): where their goals lie, from the next
+        step to the last one."""
         places = [np.flatnonzero(datasets == dataset) for dataset in range(len(self._readers))]
-        found = [self._of_dataset(i, numbers[place], held_out) for i, place in enumerate(places) if len(place)]
+        found = [
+            self._of_dataset(i, numbers[place], ahead[place], held_out) for i, place in enumerate(places) if len(place)
+        ]
         if len(found) == 1:
             return found[0]
         order = torch.from_numpy(np.argsort(np.concatenate(places)))
@@ -123,16 +150,23 @@ class WindowBatches:
             is_pad=torch.cat([b.is_pad for b in found])[order],
         )
 
-    def _of_dataset(self, dataset: int, numbers: np.ndarray, held_out: bool) -> Batch:
+    def _of_dataset(self, dataset: int, numbers: np.ndarray, ahead: np.ndarray, held_out: bool) -> Batch:
         numbering = self._held_out if held_out else self.windows
         episode, step = numbering[dataset].locate(numbers)
-        values, missing = self._readers[dataset].read(episode, step)
+        values, missing = self._readers[dataset].read(episode, step, self._present[dataset])
         action = values.pop("action")
+        streams = dict(self._spec.observation)
         if (instructions := self._instructions[dataset]) is not None:
             said = values.get("instruction")
             values["instruction"] = instructions.read(episode, step, self._spec.obs_horizon, said)
+        if self._spec.goal:
+            rest = self._lengths[dataset][episode] - 1 - step
+            rest = rest if self._goal_within is None else np.minimum(rest, self._goal_within)
+            later = step + np.minimum(1 + np.floor(ahead * rest).astype(np.int64), rest)
+            streams |= {goal_key(name): stream for name, stream in self._spec.goal.items()}
+            values |= self._readers[dataset].read(episode, later, [goal_key(n) for n in self._spec.goal])[0]
         return Batch(
-            observation={name: _tensor(value, self._spec.observation[name]) for name, value in values.items()},
+            observation={name: _tensor(value, streams[name]) for name, value in values.items()},
             action=_tensor(action.reshape(*action.shape[:2], -1), self._spec.action),
             is_pad=torch.from_numpy(missing["action"]),
         )
@@ -141,7 +175,7 @@ class WindowBatches:
         under_way: deque[Future[Batch]] = deque()
         for step in steps:
             # The order is found here: a mixture is not made for several threads.
-            under_way.append(pool.submit(self.read, *self.mixture.batch(step, self.batch_size, *self._share)))
+            under_way.append(pool.submit(self.read, *self._drawn(step)))
             if len(under_way) == most:
                 yield under_way.popleft().result()
         while under_way:

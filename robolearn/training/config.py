@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from robolearn.policies.config import POLICIES, PolicyConfig
+from robolearn.policies.config import POLICIES, PolicyConfig, PolicyName
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.policies.vla import smolvla
 from robolearn_data.schema import UserError
@@ -48,6 +48,11 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    goal: tuple[str, ...] = ()
+    """Streams whose value later in the episode the policy is told as its goal (hindsight), as in ``observe``; empty: it
+    has none. With --policy.condition-drop 0.1 it learns to act without one as well, and can be guided."""
+    goal_within: int | None = None
+    """Most control steps from an observation to its goal; by default up to the episode's end."""
     weights: tuple[float, ...] = ()
     """How often each dataset is drawn, relative to the others, whatever its size; empty: as often as it has windows."""
     held_out: float = 0.0
@@ -73,8 +78,8 @@ class TrainConfig:
     """auto: bf16 on a GPU that has it, else fp32."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "checkpoint_every", "goal_within"):
+            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.held_out < 1:
             raise ConfigError(
@@ -137,6 +142,13 @@ def _vla_smolvla() -> TrainConfig:
         steps=20_000,
         batch_size=64,
     )
+
+
+def starting(policy: PolicyName) -> TrainConfig:
+    """The run that `--policy NAME` alone stands for."""
+    config = TrainConfig(policy=POLICIES[policy]())
+    # Every control step is a present, though few have a whole chunk of ACT's length before them.
+    return replace(config, pad_after=config.policy.horizon - 1) if policy == "act" else config
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from robolearn.evaluation.rollout import evaluate
 from robolearn.policies.checkpoint import save_policy
 from robolearn.policies.policy import Policy
+from robolearn.policies.trunks.nearest import Nearest
 from robolearn.training.batches import WindowBatches, to_device
 from robolearn.training.config import ConfigError, Images, OptimiserConfig, TrainConfig, dump_config, load_config
 from robolearn.training.ema import Ema
@@ -73,6 +74,7 @@ def train(
         seed=config.seed,
         weights=config.weights,
         pad_after=config.pad_after,
+        goal_within=config.goal_within,
         images=images,
         rank=group.rank,
         processes=group.count,
@@ -82,6 +84,8 @@ def train(
     torch.manual_seed(config.seed)
     policy = Policy(spec, values, config.policy).to(group.device)
     check_instructions(policy, [(source.dataset, source.train) for source in sources])
+    if isinstance(policy.trunk, Nearest):
+        return _remember(config, policy, batches, fingerprint(sources), run, group, make_world)
     model = DistributedDataParallel(policy) if group.count > 1 else policy
     ema = Ema(policy, config.optimiser.ema_power, config.optimiser.ema_max)
     optimiser = torch.optim.AdamW(
@@ -195,11 +199,44 @@ def _begin(
             )
         return progress.step, progress.cpu_s
     if group.first:
-        if (run / "config.yaml").exists():
-            raise ConfigError(f"{run} holds a run already; add --resume to go on with it or choose another --out")
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(dump_config(config))
+        _claim(config, run)
     return 0, 0.0
+
+
+def _claim(config: TrainConfig, run: Path) -> None:
+    if (run / "config.yaml").exists():
+        raise ConfigError(f"{run} holds a run already; add --resume to go on with it or choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(dump_config(config))
+
+
+def _remember(
+    config: TrainConfig,
+    policy: Policy,
+    batches: WindowBatches,
+    data: str,
+    run: Path,
+    group: Processes,
+    make_world: Callable[[], World] | None,
+) -> Policy:
+    """The whole training of a policy without weights: its trunk keeps every window."""
+    assert isinstance(policy.trunk, Nearest)
+    policy.eval()
+    began_cpu = time.process_time()
+    policy.trunk.remember((policy.encode(batch.observation), policy.action(batch.action)) for batch in batches.all())
+    cpu_s = time.process_time() - began_cpu
+    if group.first:
+        _claim(config, run)
+        log = MetricsLog(run, 0)
+        log.write({"step": 1, "cpu_s": round(cpu_s, 3)})
+        if config.held_out:
+            log.write({"step": 1, "held_out_loss": held_out_loss(policy, batches, group, bf16=False)})
+        save_policy(policy, run / "checkpoints" / f"{1:07d}", dataset_fingerprint=data, step=1)
+        if make_world and config.eval_every:
+            result = evaluate(policy, make_world, range(config.eval_seed, config.eval_seed + config.eval_episodes))
+            log.write({"step": 1, "success_rate": result.success_rate, "score": result.score})
+        training_figure(read_metrics(run)).savefig(run / "loss.png")
+    return policy
 
 
 def _seed(*parts: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.location import Location
 from robolearn_data.mixture import held_out
 from robolearn_data.reading import dtype_as_read
-from robolearn_data.schema import SchemaError, Stream
+from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.statistics import StreamStatistics, joint_statistics
 
 _MEANING = ("shape", "kind", "names", "unit", "frame", "wraps", "relative")
@@ -61,26 +61,11 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     schema = sources[0].dataset.schema
     if "action" not in schema.streams:
         raise ConfigError(f"the dataset has no stream 'action'; it has: {', '.join(sorted(schema.streams))}")
-    usable = {"instruction": INSTRUCTION, **schema.of_kind("state", "image", "text")}
-    observation: dict[str, Stream] = {}
-    components: dict[str, tuple[int, ...]] = {}
-    for item in config.observe or (usable if isinstance(config.policy.trunk, VlaConfig) else schema.of_kind("state")):
-        name, _, chosen = item.partition(":")
-        if name not in usable:
-            raise ConfigError(
-                f"--observe {name}: not a stream of kind state, image or text; valid: {', '.join(usable)}"
-            )
-        observation[name] = usable[name]
-        if usable[name].kind == "image" and dtype_as_read(usable[name]) != "uint8":
-            raise ConfigError(f"--observe {name}: its pictures are {usable[name].dtype}; a policy sees 8-bit ones")
-        if chosen:
-            names = usable[name].names
-            unknown = [part for part in chosen.split(",") if part not in names]
-            if unknown:
-                raise ConfigError(
-                    f"--observe {item}: {name} has no component {unknown[0]!r}; valid: {', '.join(names)}"
-                )
-            components[name] = tuple(names.index(part) for part in chosen.split(","))
+    texts = {"instruction": INSTRUCTION, **schema.of_kind("text")}
+    everything = (*texts, *schema.of_kind("state", "image"))
+    default = everything if isinstance(config.policy.trunk, VlaConfig) else tuple(schema.of_kind("state"))
+    observation, components = _chosen("--observe", config.observe or default, schema, texts)
+    goal, goal_components = _chosen("--goal", config.goal, schema, {})
     policy = config.policy
     spec = PolicySpec(
         observation=observation,
@@ -90,6 +75,8 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
         horizon=policy.horizon,
         action_horizon=policy.action_horizon,
         components=components,
+        goal=goal,
+        goal_components=goal_components,
     )
     if "instruction" in spec.observation:
         for source in sources:
@@ -100,10 +87,40 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     return spec
 
 
+def _chosen(
+    option: str, items: Sequence[str], schema: Schema, texts: Mapping[str, Stream]
+) -> tuple[dict[str, Stream], dict[str, tuple[int, ...]]]:
+    """Streams that ``items`` ("stream" or "stream:component,component") name, and the components chosen of them.
+
+    Args:
+        texts: those that may be named too.
+    """
+    usable = {**schema.of_kind("state", "image", "points"), **texts}
+    kinds = "state, image, points or text" if texts else "state, image or points"
+    streams: dict[str, Stream] = {}
+    components: dict[str, tuple[int, ...]] = {}
+    for item in items:
+        name, _, chosen = item.partition(":")
+        if name not in usable:
+            valid = ", ".join(usable)
+            raise ConfigError(f"{option} {name}: not a stream of kind {kinds}; valid: {valid}")
+        streams[name] = usable[name]
+        if usable[name].kind == "image" and dtype_as_read(usable[name]) != "uint8":
+            raise ConfigError(f"{option} {name}: its pictures are {usable[name].dtype}; a policy sees 8-bit ones")
+        if chosen:
+            names = usable[name].names
+            unknown = [part for part in chosen.split(",") if part not in names]
+            if unknown:
+                raise ConfigError(f"{option} {item}: {name} has no component {unknown[0]!r}; valid: {', '.join(names)}")
+            components[name] = tuple(names.index(part) for part in chosen.split(","))
+    return streams, components
+
+
 def statistics_for(sources: Sequence[Source], spec: PolicySpec) -> dict[str, StreamStatistics]:
     """Of the action and of what is observed, over the episodes that all datasets train on."""
-    numeric = [name for name, stream in spec.observation.items() if stream.kind not in ("image", "text")]
-    return joint_statistics([(source.dataset, source.train) for source in sources], [*numeric, "action"])
+    streams = {**spec.observation, **spec.goal, "action": spec.action}
+    numeric = [name for name, stream in streams.items() if stream.kind not in ("image", "text")]
+    return joint_statistics([(source.dataset, source.train) for source in sources], numeric)
 
 
 def fingerprint(sources: Sequence[Source]) -> str:
@@ -117,7 +134,7 @@ def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
     rate_hz = dataset.schema.rate_hz
     if abs(rate_hz - spec.rate_hz) > 1e-6 * spec.rate_hz:
         raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
-    for name, ours in {**spec.observation, "action": spec.action}.items():
+    for name, ours in {**spec.observation, **spec.goal, "action": spec.action}.items():
         theirs = dataset.schema.streams.get(name)
         if name == "instruction" and ours.kind == "text" and theirs is None:
             continue  # its tasks are read; see instructions.py

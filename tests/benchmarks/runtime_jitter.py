@@ -145,7 +145,7 @@ def write_policy(folder: Path, spec: PolicySpec, start: np.ndarray) -> Path:
 
     from robolearn.policies.checkpoint import save_policy
     from robolearn.policies.config import PolicyConfig
-    from robolearn.policies.encoders import EncoderConfig
+    from robolearn.policies.encoders.observation import EncoderConfig
     from robolearn.policies.policy import Policy
     from robolearn.policies.trunks.unet1d import UNet1dConfig
     from robolearn_data.statistics import StreamStatistics

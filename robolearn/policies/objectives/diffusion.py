@@ -34,10 +34,13 @@ class DiffusionConfig:
     """Leading actions given clean in training, as in FlowConfig."""
     streaming: int = 0
     """Actions in a block of a streaming policy, as in FlowConfig."""
+    guidance: float = 1.0
+    """As in FlowConfig."""
 
 
 class Diffusion:
     spans = False
+    trains_guided = False
 
     def __init__(self, config: DiffusionConfig) -> None:
         # Here and not above, since importing diffusers takes two seconds that a flow policy need not pay.

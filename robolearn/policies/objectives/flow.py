@@ -32,10 +32,13 @@ class FlowConfig:
     each window; 0: none. A delay of d control steps takes obs_horizon - 1 + d."""
     streaming: int = 0
     """Streaming policy: actions in a block, the later ones noisier in training (see policies/streaming.py); 0: off."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance towards the condition, 1 for none; see policies/condition.py."""
 
 
 class Flow:
     spans = False
+    trains_guided = False
 
     def __init__(self, config: FlowConfig) -> None:
         self.config = config

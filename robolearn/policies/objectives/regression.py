@@ -34,10 +34,12 @@ class RegressionConfig:
     """Hidden units of the network that infers z from a chunk."""
     prefix: ClassVar[int] = 0
     streaming: ClassVar[int] = 0
+    guidance: ClassVar[float] = 1.0
 
 
 class Regression(nn.Module):
     spans = False
+    trains_guided = False
 
     def __init__(self, config: RegressionConfig, horizon: int, actions: int) -> None:
         """For chunks (T, A) = (``horizon``, ``actions``)."""

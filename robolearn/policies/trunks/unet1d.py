@@ -27,6 +27,9 @@ class UNet1dConfig:
     kernel: int = 5
     condition: int = 128
     """Width of the embedding of time and observation that modulates every block."""
+    conditioning: Literal["sum", "concatenate"] = "sum"
+    """sum: the observation is embedded too, and added to the embedding of time; concatenate: the observation as it is
+    beside the embedding of time, as published, with weights in every block for each of its numbers."""
     groups: int = 8
 
 
@@ -40,12 +43,15 @@ class UNet1d(nn.Module):
         widths, e = config.widths, config.condition
         self.divisor = 2 ** (len(widths) - 1)
         self.condition = e
-        self.embed_time = nn.Sequential(nn.Linear(e, 2 * e), nn.SiLU(), nn.Linear(2 * e, e))
-        self.embed_span = nn.Sequential(nn.Linear(e, 2 * e), nn.SiLU(), nn.Linear(2 * e, e)) if spans else None
-        self.embed_context = nn.Linear(tokens * token_width, e)
+        self.sums = config.conditioning == "sum"
+        hidden = 2 * e if self.sums else 4 * e
+        self.embed_time = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e))
+        self.embed_span = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e)) if spans else None
+        self.embed_context = nn.Linear(tokens * token_width, e) if self.sums else nn.Identity()
+        width = e if self.sums else e + tokens * token_width
 
         def block(inputs: int, outputs: int) -> FiLMBlock:
-            return FiLMBlock(inputs, outputs, e, config.kernel, config.groups)
+            return FiLMBlock(inputs, outputs, width, config.kernel, config.groups)
 
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
@@ -83,7 +89,11 @@ class UNet1d(nn.Module):
         time = self.embed_time(time_features(t, self.condition))
         if self.embed_span is not None:
             time = time + self.embed_span(time_features((1 if until is None else until) - t, self.condition))
-        condition_BEL = time.mT + self.embed_context(context.vector)[..., None]
+        context_BEL = self.embed_context(context.vector)[..., None]
+        if self.sums:
+            condition_BEL = time.mT + context_BEL
+        else:
+            condition_BEL = torch.cat([time.mT, context_BEL.expand(-1, -1, time.shape[1])], dim=1)
         h_BWL = F.pad(x.mT, (0, pad), mode="replicate") if pad else x.mT
         if pad and condition_BEL.shape[-1] > 1:
             condition_BEL = F.pad(condition_BEL, (0, pad), mode="replicate")

@@ -47,6 +47,8 @@ class PrefixEncoder(nn.Module):
         self.images, self.texts, states = (
             [name for name, stream in streams.items() if stream.kind == kind] for kind in ("image", "text", "state")
         )
+        if strange := [name for name in streams if name not in (*self.images, *self.texts, *states)]:
+            raise SpecError(f"a VLA sees pictures, states and a text; leave {', '.join(strange)} out of --observe")
         if len(self.texts) > 1:
             raise SpecError(f"a VLA reads one text, it was given {', '.join(self.texts)}; leave all but one out")
         for name in self.images:

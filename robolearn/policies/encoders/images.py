@@ -1,11 +1,10 @@
-"""Observation -> context. State streams are normalised and joined; each camera has its own small network.
+"""Pictures -> features: a small CNN, or ResNet-18 with GroupNorm; positions kept by a flat layer or as keypoints.
 
-Shape letters: see contracts.py.
+Shape letters: see contracts.py; K keypoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,62 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robolearn.policies.contracts import Context
-from robolearn.policies.normalise import Normalisation, VectorNormaliser
-from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import Stream
-from robolearn_data.statistics import StreamStatistics
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    """How observations become context."""
+class ImageConfig:
+    """How a camera's pictures are encoded. Not a choice of its own: part of EncoderConfig."""
 
     image: Literal["cnn", "resnet18"] = "cnn"
     """Network of each camera: a small CNN, or ResNet-18 with GroupNorm."""
     image_width: int = 128
     """Features per camera and observation step."""
+    pool: Literal["flat", "keypoints"] = "flat"
+    """How a feature map becomes features: all of it through one layer, or as the centres of ``keypoints`` soft maxima
+    (spatial softmax, Levine et al. 2016), as Diffusion Policy has it."""
+    keypoints: int = 32
     crop: float = 0.92
     """Side of the crop as a part of the image: at random in training, centred otherwise. 1 turns it off."""
-
-
-class ObservationEncoder(nn.Module):
-    """Every stream of the spec -> one token for each observation step."""
-
-    def __init__(
-        self,
-        spec: PolicySpec,
-        statistics: Mapping[str, StreamStatistics],
-        normalisation: Normalisation,
-        config: EncoderConfig,
-    ) -> None:
-        super().__init__()
-        self.state = nn.ModuleDict()
-        self.image = nn.ModuleDict()
-        self.width = 0
-        """Width D of a context token."""
-        for name, stream in spec.observation.items():
-            if stream.kind == "image":
-                self.image[name] = part = ImageEncoder(stream, config)
-            elif stream.kind == "text":
-                raise SpecError(f"this policy cannot read the text {name!r}: take --policy vla, or do not observe it")
-            else:
-                components = spec.components.get(name)
-                self.state[name] = part = VectorNormaliser(stream, statistics[name], normalisation, components)
-            self.width += part.width
-
-    def forward(self, observation: Mapping[str, Tensor]) -> Context:
-        """Stream -> (B, O, *shape), physical units."""
-        features = [module(observation[name].flatten(2)) for name, module in self.state.items()]
-        for name, module in self.image.items():
-            features.append(module(observation[name]))
-        return Context(tokens=torch.cat(features, dim=-1))
 
 
 class ImageEncoder(nn.Module):
     """(B, O, H, W, 3) pixels 0..255 -> (B, O, width)."""
 
-    def __init__(self, stream: Stream, config: EncoderConfig) -> None:
+    def __init__(self, stream: Stream, config: ImageConfig) -> None:
         super().__init__()
         height, width, channels = stream.shape
         self.crop = (round(height * config.crop), round(width * config.crop))
@@ -76,10 +42,14 @@ class ImageEncoder(nn.Module):
         self.net = (_cnn if config.image == "cnn" else _resnet18)(channels)
         with torch.no_grad():
             c, h, w = self.net(torch.zeros(1, channels, *self.crop)).shape[1:]
-        # A flat linear layer keeps positions exactly; the pooled layers before it have made it small.
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(c * h * w, config.image_width), nn.LayerNorm(config.image_width)
-        )
+        if config.pool == "keypoints":
+            points = SpatialSoftmax(c, config.keypoints, h, w)
+            self.head = nn.Sequential(points, nn.Linear(2 * config.keypoints, config.image_width), nn.ReLU())
+        else:
+            # A flat linear layer keeps positions exactly; the pooled layers before it have made it small.
+            self.head = nn.Sequential(
+                nn.Flatten(), nn.Linear(c * h * w, config.image_width), nn.LayerNorm(config.image_width)
+            )
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self._cropped(pixels).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -98,6 +68,21 @@ class ImageEncoder(nn.Module):
         window = torch.arange(b, device=pixels.device)[:, None, None, None]
         frame = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
         return pixels[window, frame, rows, columns]
+
+
+class SpatialSoftmax(nn.Module):
+    """Feature map (B, C, H, W) -> where each of K maps has its centre, (B, 2 K) in [-1, 1], x and y by turns."""
+
+    places: Tensor
+
+    def __init__(self, channels: int, keypoints: int, height: int, width: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(channels, keypoints, 1)
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.register_buffer("places", torch.stack([x, y], dim=-1).flatten(0, 1), persistent=False)  # (H W, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (self.maps(features).flatten(2).softmax(-1) @ self.places.to(features)).flatten(1)
 
 
 def _cnn(channels: int) -> nn.Module:
