@@ -90,7 +90,7 @@ def texts_of(data: Path, settings: TrainConfig | None = None) -> dict[tuple[int,
     found = {}
     for number in range(len(batches.windows[0])):
         episode, step = (int(v[0]) for v in batches.windows[0].locate(np.array([number])))
-        batch = batches.read(np.array([0]), np.array([number]))
+        batch = batches.read(np.array([0]), np.array([number]), np.zeros(1))
         assert batch.observation["instruction"].dtype == torch.uint8
         found[episode, step] = read_text(batch.observation["instruction"][0, -1].numpy())
     return found

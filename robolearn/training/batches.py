@@ -85,8 +85,10 @@ class WindowBatches:
             images = place_of_images(needed, free_bytes())
         self._readers = [_reader(s, part, images, talk) for s, part in zip(sources, views, strict=True)]
         said = spec.observation.get("instruction")
-        is_text = said is not None and said.kind == "text"
-        self._instructions = [Instructions(source.dataset, said) if is_text else None for source in sources]
+        self._instructions = [
+            Instructions(source.dataset, said) if said is not None and said.kind == "text" else None
+            for source in sources
+        ]
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of training step ``step``."""

@@ -58,14 +58,17 @@ class PrefixEncoder(nn.Module):
         if missing:
             raise no_statistics(missing)
         self.normalise = nn.ModuleDict()
+        self.state_size = 0
+        """S."""
         for name in states:
             chosen = spec.components.get(name)
-            self.normalise[name] = VectorNormaliser(streams[name], statistics[name], normalisation, chosen)
+            self.normalise[name] = part = VectorNormaliser(streams[name], statistics[name], normalisation, chosen)
+            self.state_size += part.width
         self.backbone, self.tokenise = make_backbone(config, assets, pictures=bool(self.images))
         self.shape = self.backbone.shape
         self.width = self.shape.width
         """Of a context's token."""
-        size = sum(module.width for module in self.normalise.values())
+        size = self.state_size
         if size > config.max_state and not self.state_as_text:
             raise SpecError(
                 f"the state has {size} components, the policy room for {config.max_state}: "
@@ -128,7 +131,7 @@ class PrefixEncoder(nn.Module):
         Raises:
             VlaError: one is too long.
         """
-        size = sum(module.width for module in self.normalise.values()) * self.spec.obs_horizon
+        size = self.state_size * self.spec.obs_horizon
         state = torch.ones(1, size) if self.state_as_text and size else None
         for text in sorted(texts, key=len, reverse=True):
             self.tokenise(prompts([text], state))
