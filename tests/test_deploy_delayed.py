@@ -15,7 +15,9 @@ from policy_makers import make as make_policy
 from torch import Tensor
 
 from robolearn.evaluation.lockstep import rollout
+from robolearn.policies.config import PolicyConfig
 from robolearn.policies.contracts import Prior
+from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import Observation, Schema, Stream, UserError
@@ -62,6 +64,7 @@ class Names:
 
     def __init__(self) -> None:
         self.spec, self.device = SPEC, torch.device("cpu")
+        self.config = PolicyConfig(FlowConfig(prefix=START + 3))
         self.priors: list[tuple[Tensor, Prior | None]] = []
 
     def encode(self, observation: dict[str, Tensor]) -> Tensor:
@@ -163,7 +166,6 @@ def test_rtc_is_given_what_was_and_will_be_carried_out_and_keeps_it_until_the_ch
 
 def test_rtc_trained_freezes_the_expected_delay_and_no_more() -> None:
     policy = Names()
-    policy.config = type("Config", (), {"objective": type("Objective", (), {"prefix": START + 3})})  # pyright: ignore
     log, _ = run("rtc-trained", Delays.fixed(3), policy)
     for context, prior in policy.priors[1:]:
         assert prior is not None
@@ -332,7 +334,7 @@ def test_streaming_goes_on_from_its_buffer_and_starts_anew_only_where_the_delay_
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "message"), [("rtc-trained", "objective.prefix"), ("streaming", "not trained for streaming")]
+    ("scheduler", "message"), [("rtc-trained", "objective.prefix"), ("streaming", "objective.streaming")]
 )
 def test_a_policy_that_was_not_trained_for_a_scheduler_is_refused_in_one_line(scheduler: str, message: str) -> None:
     policy = make_policy()

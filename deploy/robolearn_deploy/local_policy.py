@@ -7,7 +7,7 @@ server and the client pass on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +35,7 @@ class LocalPolicy:
         seed: int = 0,
         device: str = "cpu",
         scheduler: str = "naive",
+        goal: Mapping[str, np.ndarray] | None = None,
         engine: EngineName = "torch",
         cores: str | None = None,
     ) -> None:
@@ -46,6 +47,7 @@ class LocalPolicy:
             seed: of the noise from which chunks are sampled; a chunk's is a function of it and the request's number.
             device: where the policy runs ("cpu", "cuda").
             scheduler: decides how chunks are drawn, see schedulers.py.
+            goal: of a policy that takes one, stream -> (*shape), see robolearn/policies/goals.py.
             engine: computes the network, see ``robolearn.policies.engines``. What it exports is kept in the checkpoint.
             cores: those that it may use, such as "2-3", so that a servo loop has another to itself; None: all.
 
@@ -68,7 +70,7 @@ class LocalPolicy:
             raise UserError(f"the device {device!r} cannot be used: {reason}; give --device cpu, or cuda") from error
         use_threads(1, parse_cores(cores) if cores else None)
         self._draw = find(scheduler).draw
-        policy = load_policy(checkpoint, device=device, sampler=sampler).eval()
+        policy = load_policy(checkpoint, device=device, sampler=sampler, goal=goal).eval()
         check_policy(find(scheduler), policy.config)
         per_token = scheduler in ("rtc-trained", "streaming")  # their actions differ in noise along the chunk
         self._policy = compile_policy(policy, engine, per_token=per_token, cache=checkpoint / "engines")

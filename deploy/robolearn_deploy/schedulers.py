@@ -78,9 +78,7 @@ def check_policy(scheduler: Scheduler, config: PolicyConfig) -> None:
     reason = _lacks(scheduler, config)
     if reason:
         valid = ", ".join(name for name, other in SCHEDULERS.items() if not _lacks(other, config))
-        raise SchedulerError(
-            f"the scheduler {scheduler.name} cannot be used: {reason}; this policy works with: {valid}"
-        )
+        raise SchedulerError(f"the scheduler {scheduler.name} cannot be used: {reason}; this policy can have: {valid}")
 
 
 def _lacks(scheduler: Scheduler, config: PolicyConfig) -> str:

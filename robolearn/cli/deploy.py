@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from robolearn.cli.goals import read_goal
 from robolearn.cli.parse import UsageError, stderr_line
 from robolearn_data.schema import UserError
 
@@ -54,6 +55,8 @@ class Deploy:
     """Denoising or integration steps of the sampler; by default those the policy was configured with."""
     sampler: Literal["ddim", "ddpm"] | None = None
     """For a diffusion policy: ddim (few steps) or ddpm (all of them)."""
+    goal: str | None = None
+    """For a policy that takes a goal: DATASET or DATASET:EPISODE, whose last observation is the goal."""
     scheduler: str | None = None
     """How the time that inference takes is bridged: sync (the robot waits), naive (a chunk replaces the one before),
     ensemble, rtc, rtc-identity, rtc-trained, bid, streaming. By default that of the server, and naive without one."""
@@ -168,6 +171,7 @@ def local_policy(options: Deploy) -> PolicySource:
 
     assert options.checkpoint is not None
     checkpoint, scheduler = resolve_checkpoint(options.checkpoint), options.scheduler or "naive"
+    spec = load_spec(checkpoint)
     make = functools.partial(
         LocalPolicy,
         checkpoint,
@@ -176,10 +180,11 @@ def local_policy(options: Deploy) -> PolicySource:
         seed=options.seed,
         device=options.device,
         scheduler=scheduler,
+        goal=read_goal(options.goal, spec),
         engine=options.engine,
         cores=options.cores,
     )
-    return PolicySource(make, load_spec(checkpoint), scheduler, {"checkpoint": str(checkpoint)})
+    return PolicySource(make, spec, scheduler, {"checkpoint": str(checkpoint)})
 
 
 def remote_policy(options: Deploy) -> PolicySource:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from robolearn.cli.goals import read_goal
 from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Eval:
     choice, which for most is the number of actions that the policy was configured to carry out of each chunk."""
     instruction: str | None = None
     """Tell the policy this all the time, also where the world would say something else."""
+    goal: str | None = None
+    """For a policy that takes a goal: DATASET or DATASET:EPISODE, whose last observation is the goal. Without it the
+    policy acts without one."""
     images: Literal["auto", "on", "off"] = "auto"
     """Camera streams of the world; auto: when the policy observes one."""
     json: Path | None = None
@@ -78,11 +82,14 @@ def run(options: Eval) -> int:
     from robolearn.evaluation import evaluate
     from robolearn.evaluation.instructed import instructed
     from robolearn.evaluation.plots import evaluation_figure
-    from robolearn.policies.checkpoint import load_policy, resolve_checkpoint
+    from robolearn.policies.checkpoint import load_policy, load_spec, resolve_checkpoint
     from robolearn_sim.worlds import make_world, world_spec
 
-    overrides = {} if options.sampler is None else {"sampler": options.sampler}
-    load = functools.partial(load_policy, resolve_checkpoint(options.checkpoint), "cpu", **overrides)
+    overrides: dict[str, Any] = {} if options.sampler is None else {"sampler": options.sampler}
+    checkpoint = resolve_checkpoint(options.checkpoint)
+    if options.goal is not None:
+        overrides["goal"] = read_goal(options.goal, load_spec(checkpoint))
+    load = functools.partial(load_policy, checkpoint, "cpu", **overrides)
     policy = load()
     observes_images = any(s.kind == "image" for s in policy.spec.observation.values())
     images = observes_images if options.images == "auto" else options.images == "on"
@@ -121,7 +128,7 @@ def run(options: Eval) -> int:
         )
     _print(evaluation, workers)
     results = {"checkpoint": str(options.checkpoint), "sampler": options.sampler, "sampler_steps": options.steps}
-    results |= {"scheduler": options.scheduler, "delay": options.delay, "replan": options.replan}
+    results |= {"goal": options.goal, "scheduler": options.scheduler, "delay": options.delay, "replan": options.replan}
     results |= evaluation.to_json()
     if options.videos:
         results["videos"] = _film(evaluation, policy, factory, out, options.steps, how)

@@ -43,8 +43,21 @@ class Options:
     have a trunk of their own."""
     trunk: Literal["unet1d", "transformer", "nearest", "vla"] = "unet1d"
     """Network that predicts the chunk."""
-    preset: Literal["pusht-state", "pusht-image", "lift-state", "vla-small", "vla-smolvla"] | None = None
-    """Settings of a published result as the start."""
+    preset: (
+        Literal[
+            "pusht-state",
+            "pusht-image",
+            "lift-state",
+            "pusht-state-published",
+            "pusht-state-transformer",
+            "pusht-image-published",
+            "vla-small",
+            "vla-smolvla",
+        ]
+        | None
+    ) = None
+    """Settings as the start: of the README's results, of Diffusion Policy's published sizes, which need a GPU, or of a
+    VLA: a small one that two cores train, or SmolVLA's sizes."""
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
     world: str | None = None

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -69,14 +70,22 @@ def _write(policy: Policy, folder: Path, dataset_fingerprint: str, step: int) ->
         policy.encoder.save_assets(folder)
 
 
-def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["ddim", "ddpm"] | None = None) -> Policy:
+def load_policy(
+    folder: Path | str,
+    device: str = "cpu",
+    *,
+    sampler: Literal["ddim", "ddpm"] | None = None,
+    goal: Mapping[str, np.ndarray] | None = None,
+) -> Policy:
     """The policy of a checkpoint or run folder, ready for inference.
 
     Args:
         sampler: for a diffusion policy, another sampler than its configuration names.
+        goal: of a policy that takes one, stream -> (*shape); see goals.py. Without one it acts without a goal.
 
     Raises:
         CheckpointError: not a checkpoint, damaged, or of another version.
+        GoalError: the policy takes no goal, or another one.
     """
     folder = resolve_checkpoint(folder)
     description = _describe(folder)
@@ -103,7 +112,10 @@ def load_policy(folder: Path | str, device: str = "cpu", *, sampler: Literal["dd
         raise CheckpointError(
             f"{folder} is damaged: {' '.join(str(error).split())[:300]}; train again or copy it anew"
         ) from error
-    return policy.to(torch.device(device)).eval().requires_grad_(False)
+    policy = policy.to(torch.device(device)).eval().requires_grad_(False)
+    if goal is not None:
+        policy.aim({name: torch.from_numpy(np.array(value)) for name, value in goal.items()})
+    return policy
 
 
 def load_spec(folder: Path | str) -> PolicySpec:

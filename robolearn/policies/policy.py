@@ -245,7 +245,7 @@ def _check_nearest(spec: PolicySpec, config: PolicyConfig) -> None:
         )
     if not isinstance(config.objective, RegressionConfig) or config.objective.latent or spec.goal:
         raise SpecError(
-            "the trunk nearest takes the objective regression without a latent and no goal: --policy nearest"
+            "the trunk nearest takes no goal, and the objective regression without a latent: --policy nearest"
         )
 
 

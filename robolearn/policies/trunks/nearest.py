@@ -37,6 +37,7 @@ class Nearest(nn.Module):
         super().__init__()
         self.register_buffer("contexts", torch.empty(0, tokens * token_width))
         self.register_buffer("chunks", torch.empty(0, 0, actions))
+        self.register_load_state_dict_pre_hook(_make_room)
 
     @torch.no_grad()
     def remember(self, windows: Iterable[tuple[Context, Tensor]]) -> None:
@@ -51,8 +52,9 @@ class Nearest(nn.Module):
         distance = torch.cdist(context.vector.float(), self.contexts, compute_mode="donot_use_mm_for_euclid_dist")
         return self.chunks[distance.argmin(1)].to(x)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name in ("contexts", "chunks"):  # of any number of windows
-            if prefix + name in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[prefix + name]))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+def _make_room(nearest: nn.Module, weights: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a memory is loaded: it may hold any number of windows."""
+    for name in ("contexts", "chunks"):
+        if prefix + name in weights:
+            setattr(nearest, name, torch.empty_like(weights[prefix + name]))

@@ -48,10 +48,10 @@ class UNet1d(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e))
         self.embed_span = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e)) if spans else None
         self.embed_context = nn.Linear(tokens * token_width, e) if self.sums else nn.Identity()
-        width = e if self.sums else e + tokens * token_width
+        conditions = e if self.sums else e + tokens * token_width
 
         def block(inputs: int, outputs: int) -> FiLMBlock:
-            return FiLMBlock(inputs, outputs, width, config.kernel, config.groups)
+            return FiLMBlock(inputs, outputs, conditions, config.kernel, config.groups)
 
         self.down = nn.ModuleList()
         for i, width in enumerate(widths):
