@@ -15,6 +15,7 @@ from vla_makers import FAMILIES, STREAMS, TEXT, TEXTS, backbone, make_vla, seen
 from robolearn.policies.bid import bidirectional_decoding
 from robolearn.policies.config import POLICIES
 from robolearn.policies.contracts import Batch, Context, Prior, PriorMethod
+from robolearn.policies.engines.compiled import compile_policy
 from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
@@ -331,6 +332,17 @@ def test_streaming_and_bidirectional_decoding_take_a_vlas_context() -> None:
         chosen = bidirectional_decoding(policy, context, noise=many)
         single = policy.sample(Context(context.tokens[1:2]), noise=many[0, 1:2])
     torch.testing.assert_close(chosen[1:2], single, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_an_exported_expert_follows_the_same_instructions() -> None:
+    """ONNX Runtime computes the denoising steps; the prefix stays with torch, or its text would be a constant."""
+    policy = make_vla()
+    fast = compile_policy(policy, "onnx", batches=(B,))
+    with torch.inference_mode():
+        for texts in (TEXTS, TEXTS[::-1]):
+            chunks = [p.sample(p.encode(seen(texts)), noise=noise(policy)) for p in (policy, fast)]
+            torch.testing.assert_close(*chunks, rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ def test_gated_missing_and_wrongly_revised_models_are_told_apart_with_alternativ
     assert "org/model has no revision 'v9'; leave it out for the newest" in revised
     assert "there is no model org/none at huggingface.co" in missing
     for line in (gated, revised, missing):
-        assert "--policy.trunk.backbone.kind small" in line
+        assert "--backbone small" in line
 
 
 def test_without_a_network_it_says_that_the_model_is_not_here(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from vla_makers import SMALL
 
 from robolearn.cli.main import main
+from robolearn.cli.parse import UsageError
+from robolearn.cli.train import read_options
 from robolearn.evaluation.instructed import InstructedWorld
 from robolearn.policies.checkpoint import load_policy
 from robolearn.policies.config import POLICIES
 from robolearn.policies.policy import Policy
-from robolearn.policies.vla.config import VlaConfig, VlaError
+from robolearn.policies.vla.config import PretrainedConfig, SmallConfig, VlaConfig, VlaError
 from robolearn.training.batches import WindowBatches
 from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
 from robolearn.training.instructions import INSTRUCTION
@@ -291,6 +293,26 @@ def test_two_processes_of_accelerate_compute_the_loss_of_one(tmp_path: Path) -> 
     weights = [load_policy(tmp_path / name).state_dict() for name in ("one", "two")]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_commands_options_choose_the_backbone() -> None:
+    def trunk(*words: str) -> VlaConfig:
+        options = read_options(["d.zarr", *words], "robolearn train")
+        assert options.policy == options.trunk == "vla"
+        assert isinstance(options.train.policy.trunk, VlaConfig)
+        return options.train.policy.trunk
+
+    assert trunk("--policy", "vla").backbone == SmallConfig()
+    of_us = trunk("--preset", "lift-state", "--policy", "vla", "--policy.trunk.backbone.layers", "2")
+    assert of_us.backbone == SmallConfig(layers=2)
+    theirs = trunk("--policy", "vla", "--backbone", "tiny-qwen3_vl", "--policy.trunk.learn", "lora")
+    assert (theirs.backbone, theirs.learn) == (PretrainedConfig(name="tiny-qwen3_vl"), "lora")
+    assert trunk("--policy", "vla", "--backbone", "tiny-qwen3_vl").learn == "expert"
+    published = trunk("--preset", "vla-smolvla", "--backbone", "/models/smolvlm2")
+    assert isinstance(published.backbone, PretrainedConfig)
+    assert (published.backbone.name, published.backbone.layers) == ("/models/smolvlm2", 16)
+    with pytest.raises(UsageError, match="--backbone belongs to a VLA: add --policy vla"):
+        read_options(["d.zarr", "--backbone", "small"], "robolearn train")
 
 
 def test_presets_survive_yaml_and_unknown_parts_are_refused(tmp_path: Path) -> None:

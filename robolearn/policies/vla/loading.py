@@ -13,7 +13,7 @@ from robolearn.policies.vla.pretrained import FAMILIES, PretrainedBackbone
 from robolearn.policies.vla.text import ByteTokeniser, PretrainedTokeniser, Tokeniser
 
 TINY = "tiny-"
-_ELSE = "a folder with the model, --policy.trunk.backbone.kind small (trains from nothing), or tiny-smolvlm for a trial"
+_ELSE = "a folder with the model, or --backbone small, which trains from nothing"
 
 
 def load_backbone(
@@ -33,8 +33,7 @@ def load_backbone(
         from transformers import AutoConfig, AutoModel, AutoTokenizer
     except ImportError as error:
         raise VlaError(
-            "pretrained backbones need transformers: `pip install robolearn[vla]`, or "
-            "--policy.trunk.backbone.kind small"
+            "pretrained backbones need transformers: `pip install robolearn[vla]`, or take --backbone small"
         ) from error
     dtype = getattr(torch, config.dtype)
     tiny = config.name.startswith(TINY)
@@ -44,7 +43,9 @@ def load_backbone(
     try:
         shape = tiny_config(config.name.removeprefix(TINY)) if tiny else AutoConfig.from_pretrained(source, **where)
         if shape.model_type not in FAMILIES:
-            raise VlaError(f"{config.name} is a {shape.model_type!r}; backbones are: {', '.join(FAMILIES)}; or {_ELSE}")
+            raise VlaError(
+                f"{config.name} is a {shape.model_type!r}; backbones are: {', '.join(FAMILIES)}; or give {_ELSE}"
+            )
         if tiny or not weights:
             model = AutoModel.from_config(shape, dtype=dtype)
         else:
