@@ -71,7 +71,7 @@ class ActionExpert(nn.Module):
         if self.config.actions == "causal":
             seen_TT = seen_TT.tril()
         of_prefix = prefix.valid.unsqueeze(1).expand(-1, len(ahead), -1)
-        allowed = torch.cat([of_prefix, seen_TT.expand(len(x), -1, -1)], dim=-1)
+        allowed = torch.cat([of_prefix, seen_TT.expand(x.shape[0], -1, -1)], dim=-1)
         for layer, k, v in zip(self.layers, prefix.keys, prefix.values, strict=True):
             h_BTD = layer(h_BTD, c_BTD, k, v, allowed, prefix.next_position, ahead)
             if features is not None:
@@ -144,7 +144,7 @@ class _Layer(nn.Module):
         if self.cross:
             k = heads(self.k_proj(prefix_keys.transpose(1, 2).flatten(2).to(x.dtype)), e)
             v = heads(self.v_proj(prefix_values.transpose(1, 2).flatten(2).to(x.dtype)), e)
-            q = rotate(q, ahead.expand(len(q), -1), theta)
+            q = rotate(q, ahead.expand(q.shape[0], -1), theta)
             y = attend(q, k, v, allowed[..., : k.shape[2]])
         else:
             position = begin.to(torch.promote_types(q.dtype, torch.float32)).unsqueeze(1) + ahead
