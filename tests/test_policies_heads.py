@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,19 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from policy_makers import ACTION, STATE, STATISTICS, TA, TO, TP, B, actions, make, observation
 from safetensors.torch import load_file
 
 from robolearn.cli.main import main
 from robolearn.cli.train import read_options
-from robolearn.policies.checkpoint import load_policy, resolve_checkpoint, save_policy
-from robolearn.policies.config import POLICIES, PolicyConfig
+from robolearn.policies.checkpoint import CheckpointError, load_policy, resolve_checkpoint, save_policy
+from robolearn.policies.config import POLICIES, PolicyConfig, PolicyName
 from robolearn.policies.contracts import Batch, Prior
 from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.policy import Policy, sampler_of
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.trunks.nearest import Nearest, NearestConfig
+from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Schema, Stream
 from robolearn_data.writer import DatasetWriter
@@ -233,8 +236,38 @@ def test_guidance_needs_windows_without_condition() -> None:
             Policy(spec, STATISTICS, PolicyConfig(objective))
 
 
+def test_guidance_can_be_chosen_when_a_policy_is_loaded_unless_it_was_learned(tmp_path: Path) -> None:
+    spec = PolicySpec({"state": STATE}, ACTION, 10.0, TO, TP, TA)
+    trunk = UNet1dConfig(widths=(16, 32))
+    for policy in ("flow", "meanflow"):
+        config = replace(POLICIES[policy](), trunk=trunk, condition_drop=0.1)
+        save_policy(Policy(spec, STATISTICS, config), tmp_path / policy)
+    assert load_policy(tmp_path / "flow", guidance=1.5).config.objective.guidance == 1.5
+    with pytest.raises(CheckpointError, match="has learned its own"):
+        load_policy(tmp_path / "meanflow", guidance=1.5)
+    save_policy(Policy(spec, STATISTICS, PolicyConfig(trunk=trunk)), tmp_path / "plain")
+    with pytest.raises(SpecError, match="condition-drop"):
+        load_policy(tmp_path / "plain", guidance=1.5)
+
+
+def test_a_checkpoint_from_before_the_newer_encoders_keeps_its_fingerprint(tmp_path: Path) -> None:
+    spec = PolicySpec({"state": STATE}, ACTION, 10.0, TO, TP, TA)
+    save_policy(Policy(spec, STATISTICS, PolicyConfig(trunk=UNet1dConfig(widths=(16, 32)))), tmp_path / "old")
+    path = tmp_path / "old/policy.yaml"
+    description = yaml.safe_load(path.read_text())
+    old = {"image": "cnn", "image_width": 128, "crop": 0.92}
+    parts = {"spec": description["spec"], "normalisation": "min-max", "encoder": old}
+    parts["statistics"] = json.loads((tmp_path / "old/statistics.json").read_text())
+    want = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    assert description["fingerprint"]["transforms"] == want
+    description["policy"]["encoder"] = old
+    del description["policy"]["condition_drop"]
+    path.write_text(yaml.safe_dump(description))
+    load_policy(tmp_path / "old")
+
+
 @pytest.mark.parametrize("policy", ["flow", "diffusion"])
-def test_guidance_goes_from_the_free_estimate_past_the_conditioned_one(policy: str) -> None:
+def test_guidance_goes_from_the_free_estimate_past_the_conditioned_one(policy: PolicyName) -> None:
     spec = PolicySpec({"state": STATE}, ACTION, 10.0, TO, TP, TA)
     torch.manual_seed(0)
     config = replace(POLICIES[policy](), condition_drop=0.1)

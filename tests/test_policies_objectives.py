@@ -25,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def nonlinear(x: Tensor, t: Tensor, *, until: Tensor | None = None, features: list[Tensor] | None = None) -> Tensor:
+def nonlinear(x: Tensor, t: Tensor, *, until: Tensor | None = None, **_: Any) -> Tensor:
     """A network whose tokens see each other, in the input's precision."""
     r = torch.ones_like(t) if until is None else until
     mixed = (x + 0.3 * x.roll(1, 1)).tanh() * (1 + t.unsqueeze(-1)).sin()
@@ -35,7 +35,7 @@ def nonlinear(x: Tensor, t: Tensor, *, until: Tensor | None = None, features: li
 def test_the_mean_velocity_of_a_linear_network_has_the_loss_computed_by_hand() -> None:
     a, b, c = 0.7, -0.4, 0.2
 
-    def network(x: Tensor, t: Tensor, *, until: Tensor | None = None, features: Any = None) -> Tensor:
+    def network(x: Tensor, t: Tensor, *, until: Tensor | None = None, **_: Any) -> Tensor:
         assert until is not None
         return a * x + (b * t + c * until).unsqueeze(-1)
 
@@ -90,7 +90,7 @@ def test_without_spans_a_mean_flow_learns_what_flow_matching_learns() -> None:
 def test_the_target_has_no_gradient() -> None:
     scale = torch.tensor(0.5, requires_grad=True)
 
-    def network(x: Tensor, t: Tensor, *, until: Tensor | None = None, features: Any = None) -> Tensor:
+    def network(x: Tensor, t: Tensor, *, until: Tensor | None = None, **_: Any) -> Tensor:
         return scale * x
 
     objective = MeanFlow(MeanFlowConfig(adaptive=0.0))
@@ -161,8 +161,8 @@ def test_the_analytic_mean_velocity_of_a_gaussian_is_the_fixed_point_and_nothing
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return m + (x - t * m) * (s * s * t - (1 - t)) / width(t).square()
 
-    def mean_velocity(x: Tensor, t: Tensor, *, until: Tensor, error: float = 0.0, **_: Any) -> Tensor:
-        t, r = t.unsqueeze(-1), until.unsqueeze(-1)
+    def mean_velocity(x: Tensor, t: Tensor, *, until: Tensor | None = None, error: float = 0.0, **_: Any) -> Tensor:
+        t, r = t.unsqueeze(-1), (torch.ones_like(t) if until is None else until).unsqueeze(-1)
         moved = r * m + (x - t * m) * width(r) / width(t) - x
         return torch.where(r - t > 1e-9, moved / (r - t).clamp(min=1e-9), velocity(x, t)) + error * (r - t)
 
@@ -178,13 +178,8 @@ def test_the_analytic_mean_velocity_of_a_gaussian_is_the_fixed_point_and_nothing
     assert at(mean_velocity)["meanflow"].max() < 1e-9
     assert at(functools.partial(mean_velocity, error=0.3))["meanflow"].mean() > 1e-3
     noise = torch.randn(64, *SHAPE, generator=generator(2), dtype=torch.float64)
-    chunk = objective.sample(lambda x, t: objective.clean(with_end(mean_velocity), x, t), noise)
+    chunk = objective.sample(lambda x, t: objective.clean(mean_velocity, x, t), noise)
     torch.testing.assert_close(chunk, m + s * noise)  # one step is the whole flow
-
-
-def with_end(mean_velocity: Any) -> Network:
-    """A network of which the end of the span may be left out: it is 1 then."""
-    return lambda x, t, until=None, **_: mean_velocity(x, t, until=torch.ones_like(t) if until is None else until)
 
 
 def test_flow_and_mean_flow_are_the_same_in_the_papers_direction_of_time() -> None:

@@ -397,6 +397,20 @@ def test_a_policy_that_cannot_read_says_so() -> None:
         Policy(spec, STATISTICS, POLICIES["flow"]())
 
 
+def test_pictures_are_cropped_at_random_in_training_and_in_the_middle_otherwise() -> None:
+    policy = make_vla(crop=0.75)
+    encode = encoder(policy)
+    picture = seen()["img"]
+    assert torch.equal(encode._seen("img", picture), picture[:, :, 3:21, 4:28])
+    policy.train()
+    torch.manual_seed(0)
+    parts = [encode._seen("img", picture)[0, 0] for _ in range(8)]
+    places = [(top, left) for top in range(7) for left in range(9)]
+    whole = picture[0, 0]
+    found = [next(p for p in places if torch.equal(whole[p[0] : p[0] + 18, p[1] : p[1] + 24], part)) for part in parts]
+    assert len(set(found)) > 4
+
+
 def test_a_picture_is_scaled_to_fit_with_black_above_and_left() -> None:
     picture = torch.full((1, 10, 20, 3), 200, dtype=torch.uint8)
     out = letterboxed(picture, 40)

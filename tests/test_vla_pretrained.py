@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vla_makers import STREAMS, TEXTS, make_vla, seen
 
-from robolearn.policies.checkpoint import CheckpointError, load_policy, save_policy
+from robolearn.policies.checkpoint import load_policy, save_policy
 from robolearn.policies.config import POLICIES
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
@@ -111,7 +111,7 @@ def test_a_checkpoint_stands_alone_when_the_model_it_began_with_is_gone(
     assert torch.equal(sampled(load_policy(tmp_path / "again")), sampled(policy))
     assert "__reduce__" not in description
     (moved / "backbone" / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"is damaged|cannot be read"):
+    with pytest.raises(VlaError, match="the checkpoint's folder backbone cannot be read"):
         load_policy(moved)
 
 
@@ -327,6 +327,15 @@ def test_without_a_network_it_says_that_the_model_is_not_here(tmp_path: Path) ->
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     for line in (*offline, *asked({**nobody, "NO_PROXY": "127.0.0.1"}, "org/model")):
         assert "org/model is not on this machine, and huggingface.co cannot be reached" in line
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(VlaError, match=r"`pip install robolearn\[vla\]`, or take --backbone small"):
+        load_backbone(PretrainedConfig(name="tiny-smolvlm"), 8, None)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(VlaError, match=r"lora needs peft; `pip install robolearn\[vla\]`"):
+        make_vla(learn="lora")
 
 
 def test_what_is_no_backbone_is_refused_with_the_valid_ones(tmp_path: Path, model_folder: Path) -> None:

@@ -36,7 +36,7 @@ def make_vla(
 ) -> Policy:
     """``changes``: of the VlaConfig."""
     torch.manual_seed(seed)
-    trunk = VlaConfig(backbone=backbone(kind), width=32, mlp=48, max_text=32)
+    trunk = VlaConfig(backbone=backbone(kind), width=32, mlp=48, max_text=32, crop=1.0)
     trunk = replace(trunk, **changes)  # pyright: ignore[reportArgumentType]
     spec = PolicySpec(STREAMS, ACTION, 10.0, obs_horizon, TP, 8)
     config = replace(POLICIES["vla"](), objective=objective or FlowConfig(), trunk=trunk)

@@ -63,6 +63,9 @@ class Eval:
     choice, which for most is the number of actions that the policy was configured to carry out of each chunk."""
     instruction: str | None = None
     """Tell the policy this all the time, also where the world would say something else."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, for a flow or diffusion policy that was trained with --policy.condition-drop;
+    by default what it was trained with, which is mostly 1: none."""
     goal: str | None = None
     """For a policy that takes a goal: DATASET or DATASET:EPISODE, whose last observation is the goal. Without it the
     policy acts without one."""
@@ -87,6 +90,8 @@ def run(options: Eval) -> int:
 
     overrides: dict[str, Any] = {} if options.sampler is None else {"sampler": options.sampler}
     checkpoint = resolve_checkpoint(options.checkpoint)
+    if options.guidance is not None:
+        overrides["guidance"] = options.guidance
     if options.goal is not None:
         overrides["goal"] = read_goal(options.goal, load_spec(checkpoint))
     load = functools.partial(load_policy, checkpoint, "cpu", **overrides)
@@ -128,7 +133,13 @@ def run(options: Eval) -> int:
         )
     _print(evaluation, workers)
     results = {"checkpoint": str(options.checkpoint), "sampler": options.sampler, "sampler_steps": options.steps}
-    results |= {"goal": options.goal, "scheduler": options.scheduler, "delay": options.delay, "replan": options.replan}
+    results |= {
+        "goal": options.goal,
+        "guidance": options.guidance,
+        "scheduler": options.scheduler,
+        "delay": options.delay,
+        "replan": options.replan,
+    }
     results |= evaluation.to_json()
     if options.videos:
         results["videos"] = _film(evaluation, policy, factory, out, options.steps, how)

@@ -28,7 +28,8 @@ class Options:
     windows of the first for one of the second. --held-out 0.05 never trains on one episode in twenty and reports the
     loss there: where it rises while the training loss falls, the policy learns the data by heart.
 
-    With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ...
+    With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ..., or the same with
+    `accelerate launch --num_processes 2`.
     """
 
     datasets: tyro.conf.Positional[

@@ -21,10 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from robolearn.policies.config import PolicyConfig
+from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
+from robolearn.policies.objectives.meanflow import MeanFlowConfig
+from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
-from robolearn.policies.spec import PolicySpec
-from robolearn.policies.vla.config import VlaConfig
+from robolearn.policies.spec import PolicySpec, SpecError
+from robolearn.policies.vla.config import VlaConfig, VlaError
 from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
@@ -75,12 +78,14 @@ def load_policy(
     device: str = "cpu",
     *,
     sampler: Literal["ddim", "ddpm"] | None = None,
+    guidance: float | None = None,
     goal: Mapping[str, np.ndarray] | None = None,
 ) -> Policy:
     """The policy of a checkpoint or run folder, ready for inference.
 
     Args:
         sampler: for a diffusion policy, another sampler than its configuration names.
+        guidance: scale of classifier-free guidance, for a policy that was trained with ``condition_drop``.
         goal: of a policy that takes one, stream -> (*shape); see goals.py. Without one it acts without a goal.
 
     Raises:
@@ -104,10 +109,15 @@ def load_policy(
             if not isinstance(objective, DiffusionConfig):
                 raise CheckpointError(f"{folder} is a {objective.kind} policy; --sampler is for diffusion policies")
             config = replace(config, objective=replace(objective, sampler=sampler, steps=None))
+        if guidance is not None:
+            if isinstance(objective, MeanFlowConfig | RegressionConfig):
+                why = "has learned its own" if isinstance(objective, MeanFlowConfig) else "samples nothing"
+                raise CheckpointError(f"{folder} is a {objective.kind} policy and {why}; leave the guidance out")
+            config = replace(config, objective=replace(config.objective, guidance=guidance))
         policy = Policy(spec, statistics, config, assets=folder)
         policy.load_state_dict(weights)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError | SpecError | VlaError):
             raise
         raise CheckpointError(
             f"{folder} is damaged: {' '.join(str(error).split())[:300]}; train again or copy it anew"
@@ -177,9 +187,17 @@ def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
     parts: Mapping[str, Any] = {
         "spec": spec.to_json(),
         "normalisation": config.normalisation,
-        "encoder": asdict(config.encoder),
+        "encoder": _encoder(config.encoder),
         "statistics": json.loads(statistics),
     }
     if isinstance(config.trunk, VlaConfig):
-        parts = {**parts, "trunk": asdict(config.trunk)}
+        backbone = config.trunk.backbone
+        parts = {**parts, "vla": [config.trunk.state, config.trunk.max_text, backbone.kind, backbone.image_size]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _encoder(config: EncoderConfig) -> dict[str, Any]:
+    """What is chosen of the encoder. Settings that came later count where they are not the default, so that checkpoints
+    from before them keep their fingerprint."""
+    default = asdict(EncoderConfig())
+    return {k: v for k, v in asdict(config).items() if v != default[k] or k in ("image", "image_width", "crop")}

@@ -134,11 +134,14 @@ class WindowBatches:
         for dataset, windows_ in enumerate(self.windows):
             for first in range(0, len(windows_), self.batch_size):
                 numbers = np.arange(first, min(first + self.batch_size, len(windows_)))
-                yield self.read(np.full(len(numbers), dataset), numbers, np.full(len(numbers), 1 - 1e-9))
+                yield self.read(np.full(len(numbers), dataset), numbers)
 
-    def read(self, datasets: np.ndarray, numbers: np.ndarray, ahead: np.ndarray, *, held_out: bool = False) -> Batch:
+    def read(
+        self, datasets: np.ndarray, numbers: np.ndarray, ahead: np.ndarray | None = None, *, held_out: bool = False
+    ) -> Batch:
         """Windows (B,) of datasets (B,), both by number; ``ahead`` (B,) in [0, 1): where their goals lie, from the next
-        step to the last one."""
+        step to the last one, which they are by default."""
+        ahead = np.full(len(numbers), np.nextafter(1, 0)) if ahead is None else ahead
         places = [np.flatnonzero(datasets == dataset) for dataset in range(len(self._readers))]
         found = [
             self._of_dataset(i, numbers[place], ahead[place], held_out) for i, place in enumerate(places) if len(place)

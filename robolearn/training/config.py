@@ -82,8 +82,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "goal_within"):
-            if (getattr(self, name) or 1) < 1 or getattr(self, name) == 0:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.held_out < 1:
             raise ConfigError(
                 f"held_out must be from 0 to below 1, such as 0.05 for one episode in twenty; got {self.held_out}"

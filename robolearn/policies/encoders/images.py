@@ -5,6 +5,7 @@ Shape letters: see contracts.py; K keypoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,7 @@ class ImageEncoder(nn.Module):
         height, width, channels = stream.shape
         self.crop = (round(height * config.crop), round(width * config.crop))
         self.width = config.image_width
-        self.net = (_cnn if config.image == "cnn" else _resnet18)(channels)
+        self.net = IMAGE_NETWORKS[config.image](channels)
         with torch.no_grad():
             c, h, w = self.net(torch.zeros(1, channels, *self.crop)).shape[1:]
         if config.pool == "keypoints":
@@ -52,22 +53,24 @@ class ImageEncoder(nn.Module):
             )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self._cropped(pixels).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        x = cropped(pixels, self.crop, at_random=self.training).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         return self.head(self.net(x)).unflatten(0, pixels.shape[:2])
 
-    def _cropped(self, pixels: Tensor) -> Tensor:
-        """One place for all frames of a window, so that what moves between them is the scene."""
-        (b, _, h, w, _), (ch, cw) = pixels.shape, self.crop
-        if not self.training:
-            top, left = (h - ch) // 2, (w - cw) // 2
-            return pixels[:, :, top : top + ch, left : left + cw]
-        top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
-        left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
-        rows = (top + torch.arange(ch, device=pixels.device))[:, None, :, None]
-        columns = (left + torch.arange(cw, device=pixels.device))[:, None, None, :]
-        window = torch.arange(b, device=pixels.device)[:, None, None, None]
-        frame = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
-        return pixels[window, frame, rows, columns]
+
+def cropped(pixels: Tensor, size: tuple[int, int], *, at_random: bool) -> Tensor:
+    """A part (B, O, *size, C) of pictures (B, O, H, W, C), at random or from the middle: at one place for all frames of
+    a window, so that what moves between them is the scene."""
+    (b, _, h, w, _), (ch, cw) = pixels.shape, size
+    if not at_random:
+        top, left = (h - ch) // 2, (w - cw) // 2
+        return pixels[:, :, top : top + ch, left : left + cw]
+    top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
+    left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
+    rows = (top + torch.arange(ch, device=pixels.device))[:, None, :, None]
+    columns = (left + torch.arange(cw, device=pixels.device))[:, None, None, :]
+    window = torch.arange(b, device=pixels.device)[:, None, None, None]
+    frame = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+    return pixels[window, frame, rows, columns]
 
 
 class SpatialSoftmax(nn.Module):
@@ -132,3 +135,7 @@ def _resnet18(channels: int) -> nn.Module:
         layers += [_BasicBlock(inputs, outputs, stride), _BasicBlock(outputs, outputs, 1)]
         inputs = outputs
     return nn.Sequential(*layers)
+
+
+IMAGE_NETWORKS: dict[str, Callable[[int], nn.Module]] = {"cnn": _cnn, "resnet18": _resnet18}
+"""Name -> channels of a picture -> network from (B, channels, H, W) in [-1, 1] to a feature map."""

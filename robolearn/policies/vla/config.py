@@ -86,6 +86,8 @@ class VlaConfig:
     whose keys and values they project anew (SmolVLA: 2). 0: all attend to both (pi0)."""
     state: Literal["token", "text"] = "token"
     """State streams as one token for each observation, or as numbers in the text (pi0.5)."""
+    crop: float = 0.92
+    """Side of what is seen of a picture, as a part of it: at random in training, the middle otherwise. 1: all of it."""
     max_text: int = 64
     """Tokens of an instruction (bytes with the small backbone), with state as text included."""
     max_state: int = 32
@@ -99,6 +101,8 @@ class VlaConfig:
     def __post_init__(self) -> None:
         if min(self.max_text, self.max_state, self.max_action, self.width, self.mlp, self.lora_rank) < 1:
             raise VlaError("max_text, max_state, max_action, width, mlp and lora_rank must be at least 1")
+        if not 0 < self.crop <= 1:
+            raise VlaError(f"crop must be above 0 and at most 1 (all of a picture), got {self.crop}")
         if self.cross_every < 0:
             raise VlaError("cross_every must be 0 (no layers of cross-attention) or the period of joint layers")
         if self.width % 2:

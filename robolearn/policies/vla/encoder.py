@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robolearn.policies.contracts import Context
+from robolearn.policies.encoders.images import cropped
 from robolearn.policies.normalise import Normalisation, VectorNormaliser
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.vla.backbone import make_backbone
@@ -74,7 +75,7 @@ class PrefixEncoder(nn.Module):
                 f"the state has {size} components, the policy room for {config.max_state}: "
                 f"--policy.trunk.max-state {size}, or show it fewer (--observe STREAM:NAME,NAME)"
             )
-        self.max_state = config.max_state
+        self.max_state, self.crop = config.max_state, config.crop
         self.embed_state = None
         if states and not self.state_as_text:
             self.embed_state = nn.Linear(config.max_state, self.backbone.width)
@@ -92,7 +93,7 @@ class PrefixEncoder(nn.Module):
         """As ``forward``."""
         tokens, valid, block, extras = [], [], [], []
         for name in self.images:
-            for pixels in self._checked(name, observation[name]).unbind(1):
+            for pixels in self._seen(name, observation[name]).unbind(1):
                 embedded, extra = self.backbone.embed_image(letterboxed(pixels, self.backbone.image_size))
                 tokens.append(embedded)
                 extras.append(extra)
@@ -151,13 +152,16 @@ class PrefixEncoder(nn.Module):
             return None
         return torch.cat([module(observation[name].flatten(2)) for name, module in self.normalise.items()], dim=-1)
 
-    def _checked(self, name: str, pixels: Tensor) -> Tensor:
+    def _seen(self, name: str, pixels: Tensor) -> Tensor:
+        """What of the pictures is seen."""
         if pixels.shape[1:] != (self.spec.obs_horizon, *self.spec.observation[name].shape):
             raise SpecError(
                 f"stream {name!r} has pictures of shape {tuple(pixels.shape[1:])}, the policy was made for "
                 f"{(self.spec.obs_horizon, *self.spec.observation[name].shape)}; scale them, or train on such pictures"
             )
-        return pixels
+        height, width = pixels.shape[2:4]
+        size = round(height * self.crop), round(width * self.crop)
+        return cropped(pixels, size, at_random=self.training)
 
 
 def no_statistics(streams: list[str]) -> VlaError:

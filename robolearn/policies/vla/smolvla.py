@@ -54,6 +54,7 @@ def policy_config() -> PolicyConfig:
         actions="causal",
         places=False,
         cross_every=2,
+        crop=1.0,
         max_text=48,
         max_state=32,
         max_action=32,

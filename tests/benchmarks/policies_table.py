@@ -1,0 +1,240 @@
+"""Nine policies on PushT and Lift from states: the same data, trunk, optimiser and number of steps for each.
+
+    python tests/benchmarks/policies_table.py prepare                   # the datasets, once
+    python tests/benchmarks/policies_table.py run pusht meanflow 0      # one run: task, policy, seed; trains, evaluates
+    python tests/benchmarks/policies_table.py all --seeds 3             # all that are missing, one after the other
+    python tests/benchmarks/policies_table.py write                     # what is done -> results/policies.json
+
+Each can be stopped at any time and goes on where it was. One run gives one row for each way to sample it (flow: 10
+steps and 1; diffusion: ddim-10, ddim-1, ddpm-100). A row is the mean of the last five of ten checkpoints, each over the
+same starts (seed 100000 and on); its interval is Wilson's for those starts, not five times as many.
+
+- evaluations: of the trunk, for one chunk.
+- chunk_ms: from an observation to its chunk, batch 1, one thread, median of 50; denoiser_ms: the trunk's part of it.
+- train_cpu_s: CPU time of the training steps. A mean-flow step takes two evaluations more than the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from results import write_results
+
+from robolearn.cli.main import main as robolearn
+from robolearn_data.schema import UserError
+
+FIRST_SEED, LAST, CHECKPOINTS = 100_000, 5, 10
+MARGIN = 0.05
+"""Within which two scores count as equal here; fixed before anything was measured."""
+
+
+class Task(NamedTuple):
+    preset: str
+    data: str
+    worlds: int
+    """Stepped together in one process."""
+
+
+TASKS = {"pusht": Task("pusht-state", "relabelled.zarr", 100), "lift": Task("lift-state", "lift100.zarr", 8)}
+SAMPLERS: dict[str, dict[str, tuple[dict[str, Any], int | None]]] = {
+    "meanflow": {"meanflow-1": ({}, None)},
+    "flow": {"flow-10": ({}, 10), "flow-1": ({}, 1)},
+    "diffusion": {
+        "ddim-10": ({"sampler": "ddim"}, 10),
+        "ddim-1": ({"sampler": "ddim"}, 1),
+        "ddpm-100": ({"sampler": "ddpm"}, None),
+    },
+    "act": {"act": ({}, None)},
+    "regression": {"mse": ({}, None)},
+    "nearest": {"nearest": ({}, None)},
+}
+"""Policy that is trained -> row -> (how it is loaded, steps of its sampler)."""
+
+
+def prepare(runs: Path) -> None:
+    runs.mkdir(parents=True, exist_ok=True)
+    if not (runs / TASKS["pusht"].data).exists():
+        import pusht
+
+        pusht.RUNS = runs
+        pusht.prepare()
+    if not (runs / TASKS["lift"].data).exists():
+        words = ["collect", "--world", "lift", "--teleop", "scripted", "--episodes", "100"]
+        _checked([*words, str(runs / TASKS["lift"].data)])
+
+
+def run(runs: Path, task: str, policy: str, seed: int, *, episodes: int, steps: int | None, workers: int) -> None:
+    folder = runs / f"policies-{task}-{policy}-{seed}"
+    train(runs, folder, task, policy, seed, steps)
+    for row, (how, sampler_steps) in SAMPLERS[policy].items():
+        done = folder / f"row-{row}-{episodes}.json"
+        if done.exists():
+            continue
+        figures = measure(folder, task, row, how, sampler_steps, episodes, workers)
+        _write(done, {"task": task, "policy": row, "seed": seed, "episodes": episodes, **figures})
+        print(done.read_text(), flush=True)
+
+
+def train(runs: Path, folder: Path, task: str, policy: str, seed: int, steps: int | None) -> None:
+    from robolearn.training.config import PRESETS
+    from robolearn.training.metrics import read_metrics
+
+    steps = steps or PRESETS[TASKS[task].preset]().steps
+    last = 1 if policy == "nearest" else steps
+    if folder.exists() and (rows := read_metrics(folder)) and rows[-1]["step"] >= last:
+        return
+    words = ["train", str(runs / TASKS[task].data), "--out", str(folder)]
+    if (folder / "training.safetensors").exists():
+        words += ["--resume"]
+    else:
+        _remove_unfinished(folder)
+        words += ["--preset", TASKS[task].preset, "--policy", policy, "--seed", str(seed)]
+        words += ["--steps", str(steps), "--checkpoint-every", str(max(steps // CHECKPOINTS, 1)), "--device", "cpu"]
+    _checked(words)
+
+
+def measure(
+    folder: Path, task: str, row: str, how: dict[str, Any], steps: int | None, episodes: int, workers: int
+) -> dict[str, Any]:
+    from robolearn.evaluation.intervals import wilson_interval
+    from robolearn.policies.checkpoint import list_checkpoints, load_policy
+    from robolearn.training.metrics import read_metrics
+
+    checkpoints = list_checkpoints(folder)[-LAST:]
+    found = [evaluated(checkpoint, task, row, how, steps, episodes, workers) for checkpoint in checkpoints]
+    success = float(np.mean([result["success_rate"] for result in found]))
+    policy = load_policy(checkpoints[-1], **how)
+    return {
+        "score": float(np.mean([result["score"] for result in found])),
+        "success": success,
+        "success_interval": list(wilson_interval(round(success * episodes), episodes)),
+        "checkpoints": len(checkpoints),
+        **speed(policy, task, steps),
+        "train_cpu_s": max(r["cpu_s"] for r in read_metrics(folder) if "cpu_s" in r),
+        "parameters": sum(p.numel() for p in policy.parameters()),
+    }
+
+
+def evaluated(
+    checkpoint: Path, task: str, row: str, how: dict[str, Any], steps: int | None, episodes: int, workers: int
+) -> dict[str, Any]:
+    from robolearn.evaluation import evaluate
+    from robolearn.policies.checkpoint import load_policy
+    from robolearn_sim.worlds import make_world
+
+    cache = checkpoint / f"{row}-{episodes}.json"
+    if cache.exists():
+        return json.loads(cache.read_text())
+    load = functools.partial(load_policy, checkpoint, **how)
+    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+    make = functools.partial(make_world, task)
+    worlds = TASKS[task].worlds
+    result = evaluate(load, make, seeds, steps=steps, workers=workers, envs_per_worker=worlds).to_json()
+    print(checkpoint, row, f"score {result['score']:.3f} success {result['success_rate']:.3f}", flush=True)
+    _write(cache, result)
+    return result
+
+
+def speed(policy: Any, task: str, steps: int | None, calls: int = 50, budget_s: float = 30.0) -> dict[str, float]:
+    """Evaluations of the trunk for one chunk, and medians of the time of a chunk and of the trunk in it, ms."""
+    from robolearn.evaluation.lockstep import Episode, infer, one_thread
+    from robolearn_sim.worlds import make_world
+
+    spent: list[float] = []
+    began = [0.0]
+    policy.trunk.register_forward_pre_hook(lambda *_: began.__setitem__(0, time.perf_counter()))
+    policy.trunk.register_forward_hook(lambda *_: spent.append(time.perf_counter() - began[0]))
+    world = make_world(task)
+    chunks, trunks, counts = [], [], set()
+    try:
+        episode = Episode(world, policy.spec, FIRST_SEED)
+        with one_thread(), torch.inference_mode():
+            for _ in range(3):
+                infer(policy, [episode], steps=steps)
+            while len(chunks) < calls and (len(chunks) < 10 or sum(chunks) < budget_s):
+                spent.clear()
+                start = time.perf_counter()
+                infer(policy, [episode], steps=steps)
+                chunks.append(time.perf_counter() - start)
+                trunks.append(sum(spent))
+                counts.add(len(spent))
+    finally:
+        world.close()
+    (evaluations,) = counts
+    return {
+        "evaluations": evaluations,
+        "chunk_ms": 1e3 * float(np.median(chunks)),
+        "denoiser_ms": 1e3 * float(np.median(trunks)),
+    }
+
+
+def write(runs: Path, folder: Path | None = None) -> None:
+    """Rows of all runs, in the order of TASKS and SAMPLERS."""
+    order = [(task, row) for task in TASKS for rows in SAMPLERS.values() for row in rows]
+    rows = [json.loads(path.read_text()) for path in runs.glob("policies-*/row-*.json")]
+    rows.sort(key=lambda row: (order.index((row["task"], row["policy"])), row["seed"], row["episodes"]))
+    options = {} if folder is None else {"folder": folder}
+    print(write_results("policies", rows, margin=MARGIN, **options))
+
+
+def everything(runs: Path, seeds: int, one: Callable[[str, str, int], None]) -> None:
+    """Seed by seed, so that a table of one seed is there early."""
+    for seed in range(seeds):
+        for task in TASKS:
+            for policy in SAMPLERS:
+                one(task, policy, seed)
+                write(runs)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """A run that was stopped before its first state was saved has nothing to go on from."""
+    for name in ("config.yaml", "metrics.jsonl", "loss.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
+
+
+def _checked(words: list[str]) -> None:
+    if robolearn(words):
+        raise SystemExit(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prepare", "run", "all", "write"])
+    parser.add_argument("which", nargs="*", help="of run: task, policy, seed")
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--steps", type=int, help="of training, in place of the preset's")
+    parser.add_argument("--workers", type=int, default=1, help="processes that evaluate")
+    options = parser.parse_args()
+    one = functools.partial(run, options.runs, episodes=options.episodes, steps=options.steps, workers=options.workers)
+    match options.what, options.which:
+        case "prepare", []:
+            prepare(options.runs)
+        case "run", [task, policy, seed] if task in TASKS and policy in SAMPLERS and seed.isdigit():
+            one(task, policy, int(seed))
+        case "all", []:
+            prepare(options.runs)
+            everything(options.runs, options.seeds, one)
+        case "write", []:
+            write(options.runs)
+        case _:
+            raise UserError(f"run takes a task ({', '.join(TASKS)}), a policy ({', '.join(SAMPLERS)}) and a seed")
+
+
+if __name__ == "__main__":
+    main()
