@@ -13,6 +13,7 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Stream, UserError, read_text
+from robolearn_data.selection import episode_infos
 
 INSTRUCTION = Stream((256,), "uint8", "text")
 """The stream "instruction" of a policy whose datasets have none of their own."""
@@ -25,8 +26,8 @@ class Instructions:
         """Raises SchemaError: a task longer than ``stream`` takes."""
         self._begin = np.concatenate(([0], dataset.episode_ends))
         rows, texts = [], []
-        for episode in range(dataset.episodes):
-            for row, text in _segments(dataset, episode):
+        for episode, noted in enumerate(_noted(dataset)):
+            for row, text in noted:
                 rows.append(self._begin[episode] + row)
                 texts.append(text)
         self._rows = np.array(rows)
@@ -45,7 +46,8 @@ class Instructions:
 
 def check_tasks(dataset: Dataset, episodes: Sequence[int]) -> None:
     """Raises UserError: an episode that is trained on has no task."""
-    missing = [e for e in episodes if not dataset.episode_info(e).get("task")]
+    noted = _noted(dataset)
+    missing = [episode for episode in episodes if not any(text for _, text in noted[episode])]
     if missing:
         raise UserError(
             f"{dataset.location} notes no task of {len(missing)} of {len(episodes)} episodes (the first is "
@@ -56,7 +58,8 @@ def check_tasks(dataset: Dataset, episodes: Sequence[int]) -> None:
 
 def all_texts(dataset: Dataset, episodes: Sequence[int], name: str) -> set[str]:
     """Every instruction of these episodes."""
-    texts = {text for episode in episodes for _, text in _segments(dataset, episode)}
+    noted = _noted(dataset)
+    texts = {text for episode in episodes for _, text in noted[episode]}
     if name in dataset.schema.streams:
         for episode in episodes:
             rows = np.unique(dataset.read(name, dataset.rows(episode)), axis=0)
@@ -72,8 +75,11 @@ def check_instructions(policy: Policy, parts: Sequence[tuple[Dataset, Sequence[i
                 policy.encoder.check_instructions(all_texts(dataset, episodes, name))
 
 
-def _segments(dataset: Dataset, episode: int) -> list[tuple[int, str]]:
-    """(first row, task) of an episode's parts, the first at row 0."""
-    info = dataset.episode_info(episode)
-    noted = info.get("task_segments") or [[0, info.get("task") or ""]]
-    return [(int(row), str(text)) for row, text in noted]
+def _noted(dataset: Dataset) -> list[list[tuple[int, str]]]:
+    """For each episode the tasks noted of it, as (first row, text), the first at row 0."""
+    found = []
+    for info in episode_infos(dataset):
+        parts = [(int(row), str(text)) for row, text in info.get("task_segments") or []]
+        whole = [(0, str(info.get("task") or ""))]
+        found.append(parts if parts and parts[0][0] == 0 else whole + parts)
+    return found
