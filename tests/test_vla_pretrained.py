@@ -343,16 +343,24 @@ def test_what_is_no_backbone_is_refused_with_the_valid_ones(tmp_path: Path, mode
 
     AutoConfig.for_model("bert").save_pretrained(tmp_path / "bert")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "weightless").mkdir()
-    (tmp_path / "weightless" / "config.json").write_text((model_folder / "config.json").read_text())
+    for name in ("weightless", "pickled"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.json").write_text((model_folder / "config.json").read_text())
+    torch.save(load_file(model_folder / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+    (tmp_path / "code" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
     for name, message in (
         ("bert", r"is a 'bert'; backbones are: smolvlm, paligemma, qwen2_5_vl, qwen3_vl"),
         ("empty", r"the folder .*empty does not hold a whole model"),
         ("weightless", r"the folder .*weightless does not hold a whole model"),
+        ("pickled", r"the folder .*pickled does not hold a whole model"),
+        ("code", r"the folder .*code does not hold a whole model"),
     ):
         with pytest.raises(VlaError, match=message) as caught:
             load_backbone(PretrainedConfig(name=str(tmp_path / name)), 8, None)
         assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
     with pytest.raises(VlaError, match="no family 'gpt' of backbones; valid: tiny-smolvlm"):
         load_backbone(PretrainedConfig(name="tiny-gpt"), 8, None)
     with pytest.raises(VlaError, match="layers 9: tiny-smolvlm has 3"):

@@ -39,7 +39,10 @@ def load_backbone(
     tiny = config.name.startswith(TINY)
     folder = None if assets is None else assets / "backbone"
     source = config.name if folder is None else str(folder)
-    where: dict[str, Any] = {"revision": config.revision} if config.revision and folder is None else {}
+    where: dict[str, Any] = {"trust_remote_code": False}  # no code that comes with a model is run
+    if config.revision and folder is None:
+        where["revision"] = config.revision
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
     try:
         shape = tiny_config(config.name.removeprefix(TINY)) if tiny else AutoConfig.from_pretrained(source, **where)
         if shape.model_type not in FAMILIES:
@@ -47,9 +50,9 @@ def load_backbone(
                 f"{config.name} is a {shape.model_type!r}; backbones are: {', '.join(FAMILIES)}; or give {_ELSE}"
             )
         if tiny or not weights:
-            model = AutoModel.from_config(shape, dtype=dtype)
+            model = AutoModel.from_config(shape, **how)
         else:
-            model = AutoModel.from_pretrained(source, dtype=dtype, **where)
+            model = AutoModel.from_pretrained(source, use_safetensors=True, **{**where, **how})
         tokeniser = ByteTokeniser(max_text) if tiny else AutoTokenizer.from_pretrained(source, **where)
     except VlaError:
         raise
