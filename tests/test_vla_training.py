@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from vla_makers import SMALL
+from vla_makers import SMALL, make_vla
+from vla_makers import STREAMS as VLA_STREAMS
 
 from robolearn.cli.main import main
 from robolearn.cli.parse import UsageError
@@ -21,10 +22,12 @@ from robolearn.cli.train import read_options
 from robolearn.evaluation.instructed import InstructedWorld
 from robolearn.policies.checkpoint import load_policy
 from robolearn.policies.config import POLICIES
+from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.vla.config import PretrainedConfig, SmallConfig, VlaConfig, VlaError
 from robolearn.training.batches import WindowBatches
 from robolearn.training.config import ConfigError, OptimiserConfig, TrainConfig, dump_config, load_config
+from robolearn.training.ema import Ema
 from robolearn.training.instructions import INSTRUCTION
 from robolearn.training.loop import train
 from robolearn.training.metrics import read_metrics
@@ -33,6 +36,8 @@ from robolearn.training.sources import open_sources, spec_for
 from robolearn_data.schema import Schema, Stream, UserError, read_text
 from robolearn_data.world import Step, WorldSpec
 from robolearn_data.writer import DatasetWriter
+from robolearn_deploy.delayed import Delays, rollout_delayed
+from robolearn_deploy.schedulers import SCHEDULERS, check_policy, find
 
 STREAMS = {
     "state": Stream((2,), names=("x", "y")),
@@ -227,6 +232,46 @@ def test_a_world_that_says_nothing_is_told_the_instruction(tmp_path: Path) -> No
     world = InstructedWorld(_Still(), {"instruction": INSTRUCTION}, "move up")
     evaluate(policy, lambda: world, [0])
     assert set(said) == {"move up"}
+
+
+def test_a_frozen_backbone_is_held_once_and_the_rest_is_averaged() -> None:
+    policy = make_vla(learn="expert")
+    ema = Ema(policy, 0.75, 0.9999)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    ema.update(policy, 9)
+    for (name, mine), theirs in zip(ema.module.named_parameters(), policy.parameters(), strict=True):
+        assert (mine is theirs) == (not theirs.requires_grad), name
+        if theirs.requires_grad:
+            torch.testing.assert_close(theirs - mine, torch.full_like(mine, 1 - 10**-0.75))
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_every_scheduler_runs_a_vla_in_a_world_that_instructs_it(scheduler: str) -> None:
+    """With delays of two control steps, and a policy that was trained for all of them."""
+    policy = make_vla(objective=FlowConfig(prefix=4, streaming=4))
+    check_policy(find(scheduler), policy.config)
+
+    class Still(_Still):
+        spec = WorldSpec("still", Schema(10.0, {**VLA_STREAMS, "action": policy.spec.action}), 12)
+
+        def reset(self, seed: int) -> dict[str, np.ndarray]:
+            self.steps = 0
+            return self._seen()
+
+        def step(self, action: np.ndarray) -> Step:
+            assert np.isfinite(action).all()
+            self.steps += 1
+            return Step(self._seen(), 0.0, False, self.steps == 12)
+
+        def _seen(self) -> dict[str, np.ndarray]:
+            return {name: np.full(s.shape, 65, s.dtype) for name, s in VLA_STREAMS.items()}
+
+    how = {"scheduler": find(scheduler), "delays": Delays.fixed(2), "steps": 2}
+    (result,) = rollout_delayed(policy, Still, [0], worlds=1, **how)  # pyright: ignore[reportArgumentType]
+    assert (result.length, result.non_finite) == (12, False)
 
 
 @pytest.mark.slow
