@@ -28,7 +28,7 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.trunks.transformer import TransformerConfig
 
 EXPORTED: list[EngineName] = ["onnx", "openvino"]
-POLICIES = [("flow", "unet1d", True), ("diffusion", "transformer", False)]
+POLICIES = [("flow", "unet1d", True), ("diffusion", "transformer", False), ("meanflow", "unet1d", False)]
 T, A = 16, 2
 
 
@@ -74,7 +74,7 @@ def test_an_engine_encodes_denoises_and_samples_what_torch_does_at_every_batch_s
     engine: EngineName, objective: str, trunk: str, image: bool, cache: Path
 ) -> None:
     policy = frozen(objective, trunk, image=image)
-    fast = compile_policy(policy, engine, batches=(1, 5), per_token=True, cache=cache / trunk)
+    fast = compile_policy(policy, engine, batches=(1, 5), per_token=True, cache=cache / f"{objective}-{trunk}")
     for batch in (1, 2, 5):
         seen = {name: value[:batch] for name, value in observation(image=image).items()}
         context = policy.encode(seen)
@@ -92,7 +92,7 @@ def test_an_engine_encodes_denoises_and_samples_what_torch_does_at_every_batch_s
 @pytest.mark.parametrize("engine", EXPORTED)
 def test_the_result_of_one_call_is_not_written_over_by_the_next(engine: EngineName, cache: Path) -> None:
     policy = frozen(image=True)
-    fast = compile_policy(policy, engine, cache=cache / "unet1d")
+    fast = compile_policy(policy, engine, cache=cache / "flow-unet1d")
     context = Context(policy.encode(observation(image=True)).tokens[:1])
     with torch.inference_mode():
         first = fast.trunk(noise(1), torch.zeros(1, 1), context)
@@ -113,7 +113,7 @@ def test_what_was_not_prepared_is_made_when_it_is_asked_for_in_inference_mode_to
 @pytest.mark.parametrize("engine", EXPORTED)
 def test_gradients_through_the_denoiser_are_those_of_torch(engine: EngineName, cache: Path) -> None:
     policy = frozen(image=True)
-    fast = compile_policy(policy, engine, cache=cache / "unet1d")
+    fast = compile_policy(policy, engine, cache=cache / "flow-unet1d")
     context = policy.encode(observation(image=True))
     t, cotangent = torch.full((5, 1), 0.3), noise(5, 7)
     x = noise(5).requires_grad_()
@@ -127,7 +127,7 @@ def test_gradients_through_the_denoiser_are_those_of_torch(engine: EngineName, c
 
 def test_the_observation_is_encoded_once_for_all_steps_and_candidates(cache: Path) -> None:
     policy = frozen(image=True)
-    for one in (policy, compile_policy(policy, "onnx", cache=cache / "unet1d")):
+    for one in (policy, compile_policy(policy, "onnx", cache=cache / "flow-unet1d")):
         encoded: list[str] = []
         stepped: list[str] = []
         one.encoder.register_forward_hook(lambda *_, to=encoded: to.append("encoder"))
@@ -139,7 +139,7 @@ def test_the_observation_is_encoded_once_for_all_steps_and_candidates(cache: Pat
 
 def test_pixels_between_whole_numbers_are_not_rounded_for_an_engine_made_for_bytes(cache: Path) -> None:
     policy = frozen(image=True)
-    fast = compile_policy(policy, "onnx", cache=cache / "unet1d")
+    fast = compile_policy(policy, "onnx", cache=cache / "flow-unet1d")
     seen = observation(image=True)
     seen["img"] = seen["img"].float() * 0.999
     assert close(fast.encode(seen).tokens, policy.encode(seen).tokens)

@@ -30,6 +30,7 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Schema, Stream
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.delayed import Delays, rollout_delayed
+from robolearn_deploy.inference import Request
 from robolearn_deploy.local_policy import LocalPolicy
 from robolearn_deploy.schedulers import SCHEDULERS, SchedulerError, find
 from robolearn_sim import pusht
@@ -248,6 +249,25 @@ def test_guidance_can_be_chosen_when_a_policy_is_loaded_unless_it_was_learned(tm
     save_policy(Policy(spec, STATISTICS, PolicyConfig(trunk=trunk)), tmp_path / "plain")
     with pytest.raises(SpecError, match="condition-drop"):
         load_policy(tmp_path / "plain", guidance=1.5)
+
+
+def test_a_goal_and_its_guidance_are_given_by_the_command_line_and_a_goal_changes_what_is_done(
+    pushes: Path, tmp_path: Path
+) -> None:
+    words = ["--goal", "state:block_x,block_y", "--steps", "3", "--batch-size", "8", "--device", "cpu"]
+    words += ["--policy.trunk.widths", "16", "32", "--policy.condition-drop", "0.2", "--optimiser.lr", "0.01"]
+    assert main(["train", str(pushes), "--out", str(tmp_path / "run"), *words]) == 0
+    rows = ["--world", "pusht", "--episodes", "1", "--workers", "0", "--no-videos", "--steps", "1"]
+    told = ["--goal", f"{pushes}:0", "--guidance", "3", "--out", str(tmp_path / "eval")]
+    assert main(["eval", str(tmp_path / "run"), *rows, *told]) == 0
+    results = json.loads((tmp_path / "eval/results.json").read_text())
+    assert (results["goal"], results["guidance"]) == (f"{pushes}:0", 3)
+    checkpoint = resolve_checkpoint(tmp_path / "run")
+    goal = {"state": Dataset.open(pushes).read("state", slice(59, 60))[0]}
+    observation = {"state": np.tile(goal["state"], (TO, 1))}
+    request = Request(0, 0, observation)
+    chunks = [next(LocalPolicy(checkpoint, goal=g).infer(request)).actions for g in (None, goal)]
+    assert not np.allclose(*chunks, atol=1e-3)
 
 
 def test_a_checkpoint_from_before_the_newer_encoders_keeps_its_fingerprint(tmp_path: Path) -> None:

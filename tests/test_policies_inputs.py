@@ -21,8 +21,9 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn.policies.trunks.unet1d import UNet1dConfig
 from robolearn.training.batches import WindowBatches
-from robolearn.training.config import PRESETS, TrainConfig
+from robolearn.training.config import PRESETS, ConfigError, TrainConfig
 from robolearn.training.sources import open_sources, spec_for, statistics_for
+from robolearn_data.formats.names import known_stream
 from robolearn_data.schema import Schema, SchemaError, Stream
 from robolearn_data.statistics import statistics as dataset_statistics
 from robolearn_data.writer import DatasetWriter
@@ -97,6 +98,11 @@ def test_a_stream_of_points_needs_three_numbers_for_each() -> None:
         Stream((128, 2), kind="points")
     with pytest.raises(SchemaError, match="floats"):
         Stream((128, 3), "int16", kind="points")
+
+
+def test_point_clouds_are_known_by_the_name_that_3d_diffusion_policy_gives_them() -> None:
+    assert known_stream("point_cloud", (512, 6), "float32").kind == "points"
+    assert known_stream("keypoint", (9, 2), "float32").kind == "state"
 
 
 # Keypoints.
@@ -251,6 +257,10 @@ def test_mistakes_about_goals_are_one_line(lines: Path, tmp_path: Path, capsys: 
         policy.aim({"at": torch.zeros(3)})
     with pytest.raises(GoalError, match="trained without a goal"):
         Policy(replace(spec, goal={}), values, config).aim({"at": torch.zeros(2)})
+    with pytest.raises(GoalError, match=r"give --goal DATASET:EPISODE, or train with --policy\.condition-drop"):
+        policy.encode({"at": torch.zeros(1, TO, 2)})
+    with pytest.raises(ConfigError, match="evaluates without a goal"):
+        TrainConfig(goal=("at",), eval_every=10)
     save_policy(policy, tmp_path / "policy")
     aimed = load_policy(tmp_path / "policy", goal={"at": np.zeros(2, np.float32)})
     assert aimed.spec == spec

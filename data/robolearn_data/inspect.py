@@ -196,7 +196,7 @@ def _marks(dataset: Dataset, name: str) -> np.ndarray:
 
 
 def _constant_or_saturated(dataset: Dataset, name: str, stream: Stream, values: np.ndarray) -> Iterator[Finding]:
-    if stream.kind in ("info", "text"):
+    if stream.kind in ("info", "text", "points"):
         return
     constant = []
     for i, index in enumerate(np.ndindex(stream.shape)):

@@ -100,7 +100,7 @@ class _Page:
             return [*parts, chart([], self.end_s, gaps=gaps, height=44)] if gaps else parts
         if stream.kind == "text":
             return [*parts, self._texts(name, rows, time_s)]
-        if storage.is_framed(stream):
+        if storage.is_framed(stream) or stream.kind == "points":
             return [*parts, "<p>too large to draw</p>"]
         values = self._values(name, rows)
         labels, units = _components(name, stream)

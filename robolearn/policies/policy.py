@@ -15,7 +15,7 @@ from robolearn.policies.condition import Condition
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.contracts import Batch, Context, Draws, Losses, Network, Objective, Prior
 from robolearn.policies.encoders.observation import ObservationEncoder
-from robolearn.policies.goals import GoalEncoder, checked_goal, goal_key
+from robolearn.policies.goals import GoalEncoder, GoalError, checked_goal, goal_key
 from robolearn.policies.guidance import PriorError, leading, with_prior
 from robolearn.policies.normalise import VectorNormaliser
 from robolearn.policies.objectives.diffusion import Diffusion, DiffusionConfig
@@ -149,7 +149,11 @@ class Policy(nn.Module):
         return Losses(terms)
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
-        """Stream -> (B, O, *stream.shape), physical units; images 0..255; and the goal, see goals.py."""
+        """Stream -> (B, O, *stream.shape), physical units; images 0..255; and the goal, see goals.py.
+
+        Raises:
+            GoalError: no goal is given to a policy that was never trained without one.
+        """
         context = self.encoder(observation)
         if self.goal_encoder is None or self.condition is None:
             return context
@@ -157,8 +161,13 @@ class Policy(nn.Module):
             goal = self.goal_encoder(observation)
         elif self._goal is not None:
             goal = self.goal_encoder(self._goal).expand(len(context), -1, -1)
-        else:
+        elif self.config.condition_drop:
             goal = self.condition.null.expand(len(context), -1, -1)
+        else:
+            raise GoalError(
+                f"the policy needs a goal ({', '.join(self.spec.goal)}): give --goal DATASET:EPISODE, or train with "
+                "--policy.condition-drop 0.1 to act without one too"
+            )
         return Context(torch.cat([context.tokens, goal.to(context.tokens)], dim=1))
 
     def aim(self, goal: Mapping[str, Tensor] | None) -> None:

@@ -94,6 +94,8 @@ class TrainConfig:
         most = self.policy.horizon - self.policy.obs_horizon
         if self.pad_after is not None and not 0 <= self.pad_after <= most:
             raise ConfigError(f"pad_after must be from 0 to horizon - obs_horizon = {most}, got {self.pad_after}")
+        if self.goal and self.eval_every and not self.policy.condition_drop:
+            raise ConfigError("--eval-every evaluates without a goal; add --policy.condition-drop 0.1 or leave it out")
         if self.eval_every < 0 or self.eval_episodes < 1:
             raise ConfigError("eval_every must not be negative and eval_episodes at least 1")
 

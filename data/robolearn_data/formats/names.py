@@ -33,14 +33,16 @@ _KNOWN: tuple[tuple[str, int | None, dict[str, Any]], ...] = (
 def known_stream(name: str, shape: tuple[int, ...], dtype: str, *, kind: Kind | None = None) -> Stream:
     """The stream of a foreign array; ``shape`` is that of one step.
 
-    Without ``kind``: ``action`` is the action, (H, W, 1 | 3 | 4) an image, everything else not known here a state.
+    Without ``kind``: ``action`` is the action, (H, W, 1 | 3 | 4) an image, ``point_cloud`` (P, 3 or more), as 3D
+    Diffusion Policy stores it, a point cloud, everything else not known here a state.
 
     Raises:
         SchemaError: not numeric, or an impossible shape.
     """
     if kind is None:
         is_image = len(shape) == 3 and shape[-1] in (1, 3, 4)
-        kind = "action" if name == "action" else "image" if is_image else "state"
+        is_points = name.endswith("point_cloud") and len(shape) == 2 and shape[1] >= 3 and dtype.startswith("float")
+        kind = "action" if name == "action" else "image" if is_image else "points" if is_points else "state"
     size = shape[-1] if len(shape) == 1 else None
     for pattern, components, fields in _KNOWN:
         if re.fullmatch(pattern, name) and components in (None, size):

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robolearn.policies.contracts import Draws, Network
 from robolearn.policies.objectives.flow import Flow
 from robolearn.policies.objectives.token_times import token_times
+from robolearn_data.schema import UserError
 
 _CLOSE = 1e-3
 """Added to the error before it is divided by its own root."""
@@ -100,6 +101,8 @@ class MeanFlow(Flow):
             error = error / (error.detach().mean(1, keepdim=True) + _CLOSE) ** self.config.adaptive
         losses = {"meanflow": error}
         if self.config.dispersive:
+            if not features:
+                raise UserError("this trunk shows no hidden features to disperse; train with dispersive 0")
             each = torch.stack([dispersion(feature) for feature in features])
             losses["dispersion"] = self.config.dispersive * each.mean(0)
         return losses
