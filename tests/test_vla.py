@@ -466,5 +466,18 @@ def test_bfloat16_chunks_are_near_those_of_float32(kind: str) -> None:
     assert (plain - rough).abs().max() < 0.05 * span
 
 
+@pytest.mark.parametrize("learn", ["expert", "lora"])
+def test_a_backbone_kept_in_bfloat16_is_trained_around_in_float32(learn: str) -> None:
+    kept = replace(backbone("smolvlm"), dtype="bfloat16")
+    policy = make_vla("smolvlm", backbone=kept, learn=learn).train()
+    batch = Batch(seen(), actions()[:B], torch.zeros(B, TP, dtype=torch.bool))
+    policy.loss(batch).total().backward()
+    learned = [p for p in policy.parameters() if p.requires_grad]
+    assert all(p.dtype == torch.float32 for p in learned)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learned)
+    frozen = [p for p in encoder(policy).backbone.parameters() if not p.requires_grad]
+    assert all(p.dtype == torch.bfloat16 for p in frozen)
+
+
 def _valid(policy: Policy) -> Tensor:
     return encoder(policy).prefix(seen()).valid
