@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from policy_makers import ACTION, IMAGE, STATE, STATISTICS, TP
@@ -14,6 +15,7 @@ from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn.policies.vla.config import BackboneConfig, PretrainedConfig, SmallConfig, VlaConfig
+from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn_data.schema import Stream
 
 TEXT = Stream((64,), "uint8", "text")
@@ -56,3 +58,13 @@ def seen(texts: Sequence[str] = TEXTS, *, obs_horizon: int = 1) -> dict[str, Ten
         out[name] = torch.randint(0, 256, (b, o, 24, 32, 3), generator=generator, dtype=torch.uint8)
     out["instruction"] = torch.tensor(TEXT.check("instruction", [[text] * o for text in texts], batch=(b, o)))
     return out
+
+
+def noise(policy: Policy, batch: int = len(TEXTS)) -> Tensor:
+    return policy.noise(batch, torch.Generator().manual_seed(4)).to(next(policy.parameters()).dtype)
+
+
+def encoder(policy: Policy) -> Any:
+    """Untyped: the tests look at parts that only some backbones have."""
+    assert isinstance(policy.encoder, PrefixEncoder)
+    return policy.encoder
