@@ -11,8 +11,9 @@ import pytest
 import torch
 from policy_makers import TO, TP, B, actions, make, observation
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robolearn.policies.contracts import Batch, Network, Objective
+from robolearn.policies.contracts import Batch, Context, Network, Objective
 from robolearn.policies.objectives.diffusion import Diffusion, DiffusionConfig
 from robolearn.policies.objectives.flow import Flow, FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlow, MeanFlowConfig, dispersion
@@ -69,6 +70,23 @@ def test_the_target_follows_finite_differences_along_the_path(prefix: int) -> No
     torch.testing.assert_close(
         objective.losses(nonlinear, action, draws)["meanflow"].double(), want, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("trunk", ["unet1d", "transformer"])
+def test_the_derivative_of_a_trunk_along_the_path_is_that_of_finite_differences(trunk: str) -> None:
+    model, random = make("meanflow", trunk).double(), generator(3)
+    context = Context(model.encode(observation()).tokens.double())
+    x, v = torch.randn(2, B, TP, 2, generator=random, dtype=torch.float64)
+    t = 0.5 * torch.rand(B, 1, generator=random, dtype=torch.float64)
+
+    def mean_velocity(x: Tensor, t: Tensor) -> Tensor:
+        return model.trunk(x, t, context, until=torch.full_like(t, 0.9))
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        found = torch.func.jvp(mean_velocity, (x, t), (v, torch.ones_like(t)))[1]
+        h = 1e-7
+        want = (mean_velocity(x + h * v, t + h) - mean_velocity(x - h * v, t - h)) / (2 * h)
+    torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-4)
 
 
 def test_spans_go_forwards_and_half_of_them_have_a_length() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from robolearn.cli.goals import read_goal
 from robolearn.cli.parse import stderr_line
 from robolearn.cli.tls import tls_files
 from robolearn_data.schema import UserError
@@ -53,6 +54,8 @@ class Serve:
     """Denoising or integration steps of the sampler; by default those the policy was configured with."""
     sampler: Literal["ddim", "ddpm"] | None = None
     """For a diffusion policy: ddim (few steps) or ddpm (all of them)."""
+    goal: str | None = None
+    """For a policy that takes a goal: DATASET or DATASET:EPISODE, whose last observation is the goal."""
     seed: int = 0
     """Of the policy's noise."""
     device: str = "cpu"
@@ -174,6 +177,7 @@ def _open(checkpoint: Path, options: Serve) -> Any:
     """The policy, in the thread that infers; the first chunks, which take many times longer, are behind it."""
     import numpy as np
 
+    from robolearn.policies.checkpoint import load_spec
     from robolearn_deploy.inference import Committed, Request
     from robolearn_deploy.local_policy import LocalPolicy
     from robolearn_deploy.policy_process import WARM_UP
@@ -189,6 +193,7 @@ def _open(checkpoint: Path, options: Serve) -> Any:
         seed=options.seed,
         device=options.device,
         scheduler=scheduler.name,
+        goal=read_goal(options.goal, load_spec(checkpoint)),
         engine=options.engine,
         cores=options.cores,
     )

@@ -11,7 +11,7 @@ same starts (seed 100000 and on); its interval is Wilson's for those starts, not
 
 - evaluations: of the trunk, for one chunk.
 - chunk_ms: from an observation to its chunk, batch 1, one thread, median of 50; denoiser_ms: the trunk's part of it.
-- train_cpu_s: CPU time of the training steps. A mean-flow step takes two evaluations more than the others.
+- train_cpu_s: CPU time of the training steps. A mean-flow step takes a forward derivative more than the others.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _CLOSE = 1e-3
 
 @dataclass(frozen=True)
 class MeanFlowConfig:
-    """One-step flow matching (MeanFlow), with the settings of MP1."""
+    """One-step flow matching (MeanFlow); MP1's settings where nothing else is said."""
 
     kind: Literal["meanflow"] = "meanflow"
     steps: int = 1
