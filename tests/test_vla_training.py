@@ -267,7 +267,8 @@ def test_every_scheduler_runs_a_vla_in_a_world_that_instructs_it(scheduler: str)
             return Step(self._seen(), 0.0, False, self.steps == 12)
 
         def _seen(self) -> dict[str, np.ndarray]:
-            return {name: np.full(s.shape, 65, s.dtype) for name, s in VLA_STREAMS.items()}
+            said = {"instruction": VLA_STREAMS["instruction"].check("instruction", "lift the cube")}
+            return {name: np.full(s.shape, 65, s.dtype) for name, s in VLA_STREAMS.items()} | said
 
     how = {"scheduler": find(scheduler), "delays": Delays.fixed(2), "steps": 2}
     (result,) = rollout_delayed(policy, Still, [0], worlds=1, **how)  # pyright: ignore[reportArgumentType]

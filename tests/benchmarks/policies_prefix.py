@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(*options.one, options.calls)))
+        model, variant = options.one
+        print(json.dumps(measure(model, variant, options.calls)))
         return
     rows = []
     for model in options.only or ("small", "smolvlm-500m"):

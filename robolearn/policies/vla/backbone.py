@@ -121,3 +121,6 @@ def _add_lora(language: nn.Module, rank: int) -> None:
     found = {n.rpartition(".")[2] for n, m in language.named_modules() if isinstance(m, nn.Linear)}
     adapters = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(found & names))
     inject_adapter_in_model(adapters, language)
+    for parameter in language.parameters():
+        if parameter.requires_grad:  # small changes of what is learned would be lost in bfloat16
+            parameter.data = parameter.data.float()
