@@ -1,7 +1,7 @@
 """What a VLA's prefix cache saves: one chunk with the observation encoded once, and encoded anew in every step.
 
-    python tests/benchmarks/policies_prefix.py                 # about two minutes
-    python tests/benchmarks/policies_prefix.py --only small --out none
+    python tests/benchmarks/policies_prefix.py                 # about a minute
+    python tests/benchmarks/policies_prefix.py --only small --only smolvlm-500m --calls 1 --out none    # many minutes
 
 Random weights, a chunk of 16 (small) or 50 actions, batch 1, one thread, 10 steps of flow matching, two cameras.
 
@@ -139,7 +139,7 @@ def main() -> None:
         print(json.dumps(measure(model, variant, options.calls)))
         return
     rows = []
-    for model in options.only or ("small", "smolvlm-500m"):
+    for model in options.only or ("small",):
         calls = options.calls or (30 if model == "small" else 3)
         for variant in VARIANTS:
             command = [sys.executable, __file__, "--one", model, variant, "--calls", str(calls)]
