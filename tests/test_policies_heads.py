@@ -266,8 +266,8 @@ def test_a_goal_and_its_guidance_are_given_by_the_command_line_and_a_goal_change
     goal = {"state": Dataset.open(pushes).read("state", slice(59, 60))[0]}
     observation = {"state": np.tile(goal["state"], (TO, 1))}
     request = Request(0, 0, observation)
-    chunks = [next(LocalPolicy(checkpoint, goal=g).infer(request)).actions for g in (None, goal)]
-    assert not np.allclose(*chunks, atol=1e-3)
+    without, towards = (next(LocalPolicy(checkpoint, goal=g).infer(request)).actions for g in (None, goal))
+    assert not np.allclose(without, towards, atol=1e-3)
 
 
 def test_a_checkpoint_from_before_the_newer_encoders_keeps_its_fingerprint(tmp_path: Path) -> None:
