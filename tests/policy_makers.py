@@ -13,6 +13,7 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
+from robolearn.policies.vla.config import SmallConfig, VlaConfig
 from robolearn_data.schema import Stream
 from robolearn_data.statistics import StreamStatistics
 
@@ -39,9 +40,11 @@ STATISTICS = {"state": statistics([0, 0, 0], [100, 200, 6.3]), "action": statist
 
 
 def small(policy: str, trunk: str) -> PolicyConfig:
+    backbone = SmallConfig(width=32, layers=2, head_dim=8, mlp=48, image_size=32)
     trunks = {
         "unet1d": UNet1dConfig(widths=(16, 32), condition=16),
         "transformer": TransformerConfig(width=32, layers=2),
+        "vla": VlaConfig(backbone=backbone, width=32, mlp=48, max_text=16),
     }
     return replace(POLICIES[policy](), trunk=trunks[trunk], encoder=EncoderConfig(image_width=16))
 

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +61,8 @@ class Eval:
     replan: int | None = None
     """With a scheduler: control steps between the observations of two chunks, at least; by default the scheduler's
     choice, which for most is the number of actions that the policy was configured to carry out of each chunk."""
+    instruction: str | None = None
+    """Tell the policy this all the time, also where the world would say something else."""
     guidance: float | None = None
     """Scale of classifier-free guidance, for a flow or diffusion policy that was trained with --policy.condition-drop;
     by default what it was trained with, which is mostly 1: none."""
@@ -81,6 +83,7 @@ def run(options: Eval) -> int:
     """Run a checkpoint in simulation."""
     _check(options)
     from robolearn.evaluation import evaluate
+    from robolearn.evaluation.instructed import instructed
     from robolearn.evaluation.plots import evaluation_figure
     from robolearn.policies.checkpoint import load_policy, load_spec, resolve_checkpoint
     from robolearn_sim.worlds import make_world, world_spec
@@ -96,9 +99,21 @@ def run(options: Eval) -> int:
     observes_images = any(s.kind == "image" for s in policy.spec.observation.values())
     images = observes_images if options.images == "auto" else options.images == "on"
     world_options = {"images": True} if images else {}
-    policy.spec.check_fits(world_spec(options.world, **world_options).schema, f"world {options.world}")
+    schema = world_spec(options.world, **world_options).schema
+    factory: WorldFactory = functools.partial(make_world, options.world, **world_options)
+    texts = {name: stream for name, stream in policy.spec.observation.items() if stream.kind == "text"}
+    if options.instruction is not None:
+        if not texts:
+            raise UserError("--instruction: this policy reads no instruction; leave it out")
+        schema = replace(schema, streams={**schema.streams, **texts})
+        factory = functools.partial(instructed, factory, texts, options.instruction)
+    elif missing := texts.keys() - schema.streams.keys():
+        raise UserError(
+            f"the policy reads the text {min(missing)!r}, and the world {options.world} says nothing: tell it what to "
+            "do with --instruction"
+        )
+    policy.spec.check_fits(schema, f"world {options.world}")
     how = rollout_of(options.scheduler, options.delay, options.replan, policy.spec)
-    factory = functools.partial(make_world, options.world, **world_options)
 
     out = options.out or options.checkpoint / f"eval-{options.world}"
     out.mkdir(parents=True, exist_ok=True)  # Before the work, so that a path that cannot be written costs nothing.

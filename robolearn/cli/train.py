@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import tyro
 
 from robolearn.cli.parse import UsageError, parse
-from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyName, policy_name, with_policy
+from robolearn.policies.config import POLICIES, TRUNK_DEFAULTS, PolicyConfig, PolicyName, policy_name, with_policy
+from robolearn.policies.vla.config import PretrainedConfig, SmallConfig, VlaConfig
 from robolearn.training.config import PRESETS, Images, TrainConfig, load_config, starting
 
 
@@ -27,7 +28,8 @@ class Options:
     windows of the first for one of the second. --held-out 0.05 never trains on one episode in twenty and reports the
     loss there: where it rises while the training loss falls, the policy learns the data by heart.
 
-    With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ...
+    With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ..., or the same with
+    `accelerate launch --num_processes 2`.
     """
 
     datasets: tyro.conf.Positional[
@@ -37,11 +39,16 @@ class Options:
     out: Path = Path("runs/train")
     """Run folder."""
     policy: PolicyName = "flow"
-    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, or the
-    chunk of the nearest training window. With --preset or --config it changes the objective alone, so that all else is
-    equal."""
-    trunk: Literal["unet1d", "transformer", "nearest"] = "unet1d"
+    """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, the chunk
+    of the nearest training window, or a vision-language-action policy (flow matching; it reads pictures, states and the
+    instruction). With --preset or --config it changes the objective alone, so that all else is equal; nearest and vla
+    have a trunk of their own."""
+    trunk: Literal["unet1d", "transformer", "nearest", "vla"] = "unet1d"
     """Network that predicts the chunk."""
+    backbone: str = ""
+    """Of a VLA: small (of ours, trained from nothing), a vision-language model at huggingface.co such as
+    HuggingFaceTB/SmolVLM2-500M-Video-Instruct (SmolVLM2, PaliGemma, Qwen2.5-VL, Qwen3-VL), a folder of one, or
+    tiny-smolvlm (random weights, for a trial). By default that of the preset, or small."""
     preset: (
         Literal[
             "pusht-state",
@@ -50,10 +57,13 @@ class Options:
             "pusht-state-published",
             "pusht-state-transformer",
             "pusht-image-published",
+            "vla-small",
+            "vla-smolvla",
         ]
         | None
     ) = None
-    """Settings as the start: of the README's results, or of Diffusion Policy's published sizes, which need a GPU."""
+    """Settings as the start: of the README's results, of Diffusion Policy's published sizes, which need a GPU, or of a
+    VLA: a small one that two cores train, or SmolVLA's sizes."""
     config: Path | None = None
     """YAML file of settings as the start, such as the config.yaml of another run."""
     world: str | None = None
@@ -74,6 +84,7 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--policy", choices=list(POLICIES))
     first.add_argument("--trunk", choices=list(TRUNK_DEFAULTS))
+    first.add_argument("--backbone", default="")
     first.add_argument("--preset", choices=list(PRESETS))
     first.add_argument("--config", type=Path)
     first.add_argument("--out", type=Path, default=Options.out)
@@ -94,6 +105,8 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
         start = replace(start, policy=with_policy(start.policy, chosen.policy))
     if chosen.trunk and chosen.trunk != start.policy.trunk.kind:
         start = replace(start, policy=replace(start.policy, trunk=TRUNK_DEFAULTS[chosen.trunk]()))
+    if chosen.backbone:
+        start = replace(start, policy=_with_backbone(start.policy, chosen.backbone))
     default = Options(
         datasets=tyro.MISSING,
         policy=policy_name(start.policy),
@@ -101,6 +114,21 @@ def read_options(argv: Sequence[str], prog: str) -> Options:
         train=start,
     )
     return parse(Options, argv, prog=prog, default=default)
+
+
+def _with_backbone(policy: PolicyConfig, name: str) -> PolicyConfig:
+    trunk = policy.trunk
+    if not isinstance(trunk, VlaConfig):
+        raise UsageError("--backbone belongs to a VLA: add --policy vla")
+    if name == "small":
+        trunk = (
+            trunk if isinstance(trunk.backbone, SmallConfig) else replace(trunk, backbone=SmallConfig(), learn="all")
+        )
+    elif isinstance(trunk.backbone, PretrainedConfig):
+        trunk = replace(trunk, backbone=replace(trunk.backbone, name=name))
+    else:
+        trunk = replace(trunk, backbone=PretrainedConfig(name=name), learn="expert")
+    return replace(policy, trunk=trunk)
 
 
 def run(options: Options) -> None:

@@ -27,6 +27,8 @@ from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
+from robolearn.policies.vla.config import VlaConfig, VlaError
+from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
 
@@ -67,6 +69,8 @@ def _write(policy: Policy, folder: Path, dataset_fingerprint: str, step: int) ->
     (folder / "policy.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(weights))
+    if isinstance(policy.encoder, PrefixEncoder):
+        policy.encoder.save_assets(folder)
 
 
 def load_policy(
@@ -110,10 +114,10 @@ def load_policy(
                 why = "has learned its own" if isinstance(objective, MeanFlowConfig) else "samples nothing"
                 raise CheckpointError(f"{folder} is a {objective.kind} policy and {why}; leave the guidance out")
             config = replace(config, objective=replace(config.objective, guidance=guidance))
-        policy = Policy(spec, statistics, config)
+        policy = Policy(spec, statistics, config, assets=folder)
         policy.load_state_dict(weights)
     except (OSError, ValidationError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError | SpecError):
+        if isinstance(error, CheckpointError | SpecError | VlaError):
             raise
         raise CheckpointError(
             f"{folder} is damaged: {' '.join(str(error).split())[:300]}; train again or copy it anew"
@@ -186,6 +190,9 @@ def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
         "encoder": _encoder(config.encoder),
         "statistics": json.loads(statistics),
     }
+    if isinstance(config.trunk, VlaConfig):
+        backbone = config.trunk.backbone
+        parts = {**parts, "vla": [config.trunk.state, config.trunk.max_text, backbone.kind, backbone.image_size]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

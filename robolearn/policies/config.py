@@ -20,9 +20,10 @@ from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.trunks.nearest import NearestConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
+from robolearn.policies.vla.config import VlaConfig
 
 ObjectiveConfig = Annotated[FlowConfig | DiffusionConfig | MeanFlowConfig | RegressionConfig, Discriminator("kind")]
-TrunkConfig = Annotated[UNet1dConfig | TransformerConfig | NearestConfig, Discriminator("kind")]
+TrunkConfig = Annotated[UNet1dConfig | TransformerConfig | NearestConfig | VlaConfig, Discriminator("kind")]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class PolicyConfig:
     """Count the repeated actions beyond an episode's end in the loss (right for absolute targets: hold the last)."""
 
 
-PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "nearest"]
+PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "nearest", "vla"]
 
 POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
     "flow": lambda: PolicyConfig(objective=FlowConfig()),
@@ -60,6 +61,7 @@ POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
         action_horizon=50,
     ),
     "regression": lambda: PolicyConfig(objective=RegressionConfig()),
+    "vla": lambda: PolicyConfig(FlowConfig(time="beta"), VlaConfig(), obs_horizon=1, normalisation="quantile"),
     "nearest": lambda: PolicyConfig(RegressionConfig(), NearestConfig()),
 }
 """`--policy NAME` -> its configuration, which further options change."""
@@ -69,17 +71,22 @@ def with_policy(config: PolicyConfig, policy: PolicyName) -> PolicyConfig:
     """``config`` with the objective of another policy and all else as it is, so that the two can be compared; its trunk
     too where the other one has none, or is the only one to have its own."""
     other = POLICIES[policy]()
-    swaps = "nearest" in (policy, policy_name(config)) and policy != policy_name(config)
+    names = {policy, policy_name(config)}
+    swaps = len(names) == 2 and bool(names & {"nearest", "vla"})
     return replace(config, objective=other.objective, trunk=other.trunk if swaps else config.trunk)
 
 
 def policy_name(config: PolicyConfig) -> PolicyName:
     """The name in ``POLICIES`` that ``config`` comes from."""
     objective = config.objective
-    if isinstance(config.trunk, NearestConfig):
-        return "nearest"
+    if isinstance(config.trunk, NearestConfig | VlaConfig):
+        return config.trunk.kind
     return "act" if isinstance(objective, RegressionConfig) and objective.latent else objective.kind
 
 
-TRUNK_DEFAULTS: dict[str, Callable[[], TrunkConfig]] = {"unet1d": UNet1dConfig, "transformer": TransformerConfig}
+TRUNK_DEFAULTS: dict[str, Callable[[], TrunkConfig]] = {
+    "unet1d": UNet1dConfig,
+    "transformer": TransformerConfig,
+    "vla": VlaConfig,
+}
 """`--trunk NAME` -> its configuration."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +26,15 @@ from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.trunks.nearest import Nearest, NearestConfig
 from robolearn.policies.trunks.transformer import Transformer
 from robolearn.policies.trunks.unet1d import UNet1d
+from robolearn.policies.vla.config import VlaConfig
+from robolearn.policies.vla.encoder import PrefixEncoder, no_statistics
+from robolearn.policies.vla.expert import ActionExpert
+from robolearn.policies.vla.start import load_start
 from robolearn_data.statistics import StreamStatistics
 
 TRUNKS = {"unet1d": UNet1d, "transformer": Transformer, "nearest": Nearest}
-"""A trunk is built from (action components, context tokens, token width, its configuration), and ``spans``."""
+"""A trunk is built from (action components, context tokens, token width, its configuration), and ``spans``. A VLA is
+built beside its own encoder, in ``Policy``."""
 
 OBJECTIVES: dict[str, Callable[[Any, int, int], Objective]] = {
     "flow": lambda config, horizon, actions: Flow(config),
@@ -42,14 +48,29 @@ OBJECTIVES: dict[str, Callable[[Any, int, int], Objective]] = {
 class Policy(nn.Module):
     """Predicts chunks of actions from observations; everything it is told and returns is in physical units."""
 
-    def __init__(self, spec: PolicySpec, statistics: Mapping[str, StreamStatistics], config: PolicyConfig) -> None:
+    def __init__(
+        self,
+        spec: PolicySpec,
+        statistics: Mapping[str, StreamStatistics],
+        config: PolicyConfig,
+        *,
+        assets: Path | None = None,
+    ) -> None:
+        """``assets``: the folder of a checkpoint whose weights will be loaded, for parts that keep files there."""
         super().__init__()
+        if "action" not in statistics:
+            raise no_statistics(["action"])
         self.spec = spec
         self.statistics = dict(statistics)
         self.config = config
-        self.encoder = ObservationEncoder(
-            spec.observation, statistics, config.normalisation, config.encoder, spec.components
-        )
+        self.encoder: ObservationEncoder | PrefixEncoder
+        if isinstance(config.trunk, VlaConfig):
+            _check_vla(spec, config)
+            self.encoder = PrefixEncoder(spec, statistics, config.normalisation, config.trunk, assets)
+        else:
+            self.encoder = ObservationEncoder(
+                spec.observation, statistics, config.normalisation, config.encoder, spec.components
+            )
         self.goal_encoder = self.condition = None
         tokens, width = spec.obs_horizon, self.encoder.width
         if spec.goal:
@@ -73,10 +94,14 @@ class Policy(nn.Module):
         if config.trunk.kind == "nearest":
             _check_nearest(spec, config)
         self.objective = OBJECTIVES[config.objective.kind](config.objective, spec.horizon, spec.action.size)
-        self.trunk = TRUNKS[config.trunk.kind](
-            spec.action.size, tokens, width, config.trunk, spans=self.objective.spans
-        )
+        spans = self.objective.spans
+        if isinstance(config.trunk, VlaConfig) and isinstance(self.encoder, PrefixEncoder):
+            self.trunk: nn.Module = ActionExpert(spec.action.size, self.encoder.shape, config.trunk, spans=spans)
+        else:
+            self.trunk = TRUNKS[config.trunk.kind](spec.action.size, tokens, width, config.trunk, spans=spans)
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
+        if isinstance(config.trunk, VlaConfig) and config.trunk.start_from and assets is None:
+            load_start(self, Path(config.trunk.start_from))
 
     @property
     def device(self) -> torch.device:
@@ -230,6 +255,14 @@ def _check_nearest(spec: PolicySpec, config: PolicyConfig) -> None:
     if not isinstance(config.objective, RegressionConfig) or config.objective.latent or spec.goal:
         raise SpecError(
             "the trunk nearest takes no goal, and the objective regression without a latent: --policy nearest"
+        )
+
+
+def _check_vla(spec: PolicySpec, config: PolicyConfig) -> None:
+    if spec.goal or config.condition_drop:
+        raise SpecError(
+            "a VLA is told by its instruction what to do, and takes neither --goal nor --policy.condition-drop; leave "
+            "them out, or take --policy flow"
         )
 
 

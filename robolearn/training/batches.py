@@ -22,6 +22,7 @@ from robolearn.policies.contracts import Batch
 from robolearn.policies.goals import goal_key
 from robolearn.policies.spec import PolicySpec
 from robolearn.training.config import Images
+from robolearn.training.instructions import Instructions
 from robolearn.training.sources import Source
 from robolearn_data.mixture import Mixture
 from robolearn_data.reading import ImagePlace, View, WindowReader, image_bytes
@@ -73,15 +74,21 @@ class WindowBatches:
         self.windows = [windows(s.dataset.episode_ends, *reach, episodes=s.train) for s in sources]
         self._held_out = [windows(s.dataset.episode_ends, *reach, episodes=s.held_out) for s in sources]
         self.mixture = Mixture(tuple(map(len, self.windows)), seed, weights)
-        views = {name: View(name, spec.obs_horizon) for name in spec.observation}
-        views["action"] = View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)
-        self._present = tuple(views)
-        views |= {goal_key(name): View(name, 1) for name in spec.goal}
+        views = [_views(spec, source) for source in sources]
+        self._present = [tuple(part) for part in views]
+        goals = {goal_key(name): View(name, 1) for name in spec.goal}
+        views = [{**part, **goals} for part in views]
         self._seed, self._goal_within = seed, goal_within
         self._lengths = [np.diff(s.dataset.episode_ends, prepend=0) for s in sources]
         if images == "auto":
-            images = place_of_images(sum(image_bytes(source.dataset, views) for source in sources), free_bytes())
-        self._readers = [_reader(source, views, images, talk) for source in sources]
+            needed = sum(image_bytes(source.dataset, part) for source, part in zip(sources, views, strict=True))
+            images = place_of_images(needed, free_bytes())
+        self._readers = [_reader(s, part, images, talk) for s, part in zip(sources, views, strict=True)]
+        said = spec.observation.get("instruction")
+        self._instructions = [
+            Instructions(source.dataset, said) if said is not None and said.kind == "text" else None
+            for source in sources
+        ]
 
     def batch(self, step: int) -> Batch:
         """This process's share of the batch of training step ``step``."""
@@ -151,9 +158,12 @@ class WindowBatches:
     def _of_dataset(self, dataset: int, numbers: np.ndarray, ahead: np.ndarray, held_out: bool) -> Batch:
         numbering = self._held_out if held_out else self.windows
         episode, step = numbering[dataset].locate(numbers)
-        values, missing = self._readers[dataset].read(episode, step, self._present)
+        values, missing = self._readers[dataset].read(episode, step, self._present[dataset])
         action = values.pop("action")
         streams = dict(self._spec.observation)
+        if (instructions := self._instructions[dataset]) is not None:
+            said = values.get("instruction")
+            values["instruction"] = instructions.read(episode, step, self._spec.obs_horizon, said)
         if self._spec.goal:
             rest = self._lengths[dataset][episode] - 1 - step
             rest = rest if self._goal_within is None else np.minimum(rest, self._goal_within)
@@ -186,8 +196,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _tensor(values: np.ndarray, stream: Stream) -> Tensor:
-    """Pictures as they are (uint8), everything else as float32."""
-    return torch.from_numpy(values if stream.kind == "image" else values.astype(np.float32, copy=False))
+    """Pictures and texts as they are (uint8), everything else as float32."""
+    return torch.from_numpy(values if stream.kind in ("image", "text") else values.astype(np.float32, copy=False))
+
+
+def _views(spec: PolicySpec, source: Source) -> dict[str, View]:
+    """What is read of a dataset's streams. Instructions are none of them where only tasks are noted."""
+    texts = {name for name, stream in spec.observation.items() if stream.kind == "text"}
+    absent = texts - set(source.dataset.schema.streams)
+    views = {name: View(name, spec.obs_horizon) for name in spec.observation if name not in absent}
+    return {**views, "action": View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)}
 
 
 def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:

@@ -16,6 +16,7 @@ from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
+from robolearn.policies.vla import smolvla
 from robolearn_data.schema import UserError
 
 Images = Literal["auto", "memory", "disk"]
@@ -170,6 +171,28 @@ def _lift_state() -> TrainConfig:
     )
 
 
+def _vla_small() -> TrainConfig:
+    """3 million parameters from nothing: two cores train it."""
+    return TrainConfig(
+        policy=POLICIES["vla"](),
+        optimiser=OptimiserConfig(lr=5e-4),
+        steps=10_000,
+        batch_size=64,
+        checkpoint_every=500,
+        precision="bf16",
+    )
+
+
+def _vla_smolvla() -> TrainConfig:
+    """SmolVLA's sizes (Shukor et al. 2025): 16 layers of SmolVLM2-500M, frozen, and an expert of 0.75 its width."""
+    return TrainConfig(
+        policy=smolvla.policy_config(),
+        optimiser=OptimiserConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=1e-10, warmup=1_000, clip=10.0),
+        steps=20_000,
+        batch_size=64,
+    )
+
+
 def starting(policy: PolicyName) -> TrainConfig:
     """The run that `--policy NAME` alone stands for."""
     config = TrainConfig(policy=POLICIES[policy]())
@@ -184,6 +207,8 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "pusht-state-transformer": _pusht_state_transformer,
     "pusht-image-published": _pusht_image_published,
     "lift-state": _lift_state,
+    "vla-small": _vla_small,
+    "vla-smolvla": _vla_smolvla,
 }
 """`--preset NAME` -> the run that the README's figures come from, or one of a published size, which needs a GPU."""
 

@@ -19,7 +19,9 @@ class Ema(Generic[M]):
     """
 
     def __init__(self, module: M, power: float, max_decay: float) -> None:
-        self.module: M = copy.deepcopy(module)
+        # What is not trained is the same in both: a frozen backbone is held once.
+        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
+        self.module: M = copy.deepcopy(module, frozen)
         self.module.requires_grad_(False).eval()
         self.power = power
         self.max_decay = max_decay
@@ -31,4 +33,5 @@ class Ema(Generic[M]):
     def update(self, module: M, step: int) -> None:
         """Move towards ``module`` after its optimiser step number ``step`` (from 0)."""
         for mine, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - self.decay(step))
+            if mine is not theirs:
+                mine.lerp_(theirs, 1 - self.decay(step))

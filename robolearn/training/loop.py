@@ -21,6 +21,7 @@ from robolearn.policies.trunks.nearest import Nearest
 from robolearn.training.batches import WindowBatches, to_device
 from robolearn.training.config import ConfigError, Images, OptimiserConfig, TrainConfig, dump_config, load_config
 from robolearn.training.ema import Ema
+from robolearn.training.instructions import check_instructions
 from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
@@ -82,6 +83,7 @@ def train(
 
     torch.manual_seed(config.seed)
     policy = Policy(spec, values, config.policy).to(group.device)
+    check_instructions(policy, [(source.dataset, source.train) for source in sources])
     if isinstance(policy.trunk, Nearest):
         return _remember(config, policy, batches, fingerprint(sources), run, group, make_world)
     model = DistributedDataParallel(policy) if group.count > 1 else policy

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from robolearn.policies.spec import PolicySpec
+from robolearn.policies.vla.config import VlaConfig
 from robolearn.training.config import ConfigError, TrainConfig
+from robolearn.training.instructions import INSTRUCTION, check_tasks
 from robolearn_data.dataset import Dataset
 from robolearn_data.location import Location
 from robolearn_data.mixture import held_out
@@ -59,8 +61,11 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     schema = sources[0].dataset.schema
     if "action" not in schema.streams:
         raise ConfigError(f"the dataset has no stream 'action'; it has: {', '.join(sorted(schema.streams))}")
-    observation, components = _chosen("--observe", config.observe or tuple(schema.of_kind("state")), schema)
-    goal, goal_components = _chosen("--goal", config.goal, schema)
+    texts = {"instruction": INSTRUCTION, **schema.of_kind("text")}
+    everything = (*texts, *schema.of_kind("state", "image"))
+    default = everything if isinstance(config.policy.trunk, VlaConfig) else tuple(schema.of_kind("state"))
+    observation, components = _chosen("--observe", config.observe or default, schema, texts)
+    goal, goal_components = _chosen("--goal", config.goal, schema, {})
     policy = config.policy
     spec = PolicySpec(
         observation=observation,
@@ -73,21 +78,32 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
         goal=goal,
         goal_components=goal_components,
     )
+    if "instruction" in spec.observation:
+        for source in sources:
+            if "instruction" not in source.dataset.schema.streams:
+                check_tasks(source.dataset, source.train)
     for source in sources[1:]:
         _check_agrees(source.dataset, spec, sources[0].dataset.location)
     return spec
 
 
-def _chosen(option: str, items: Sequence[str], schema: Schema) -> tuple[dict[str, Stream], dict[str, tuple[int, ...]]]:
-    """Streams that ``items`` ("stream" or "stream:component,component") name, and the components chosen of them."""
-    usable = schema.of_kind("state", "image", "points")
+def _chosen(
+    option: str, items: Sequence[str], schema: Schema, texts: Mapping[str, Stream]
+) -> tuple[dict[str, Stream], dict[str, tuple[int, ...]]]:
+    """Streams that ``items`` ("stream" or "stream:component,component") name, and the components chosen of them.
+
+    Args:
+        texts: those that may be named too.
+    """
+    usable = {**schema.of_kind("state", "image", "points"), **texts}
+    kinds = "state, image, points or text" if texts else "state, image or points"
     streams: dict[str, Stream] = {}
     components: dict[str, tuple[int, ...]] = {}
     for item in items:
         name, _, chosen = item.partition(":")
         if name not in usable:
             valid = ", ".join(usable)
-            raise ConfigError(f"{option} {name}: not a stream of kind state, image or points; valid: {valid}")
+            raise ConfigError(f"{option} {name}: not a stream of kind {kinds}; valid: {valid}")
         streams[name] = usable[name]
         if usable[name].kind == "image" and dtype_as_read(usable[name]) != "uint8":
             raise ConfigError(f"{option} {name}: its pictures are {usable[name].dtype}; a policy sees 8-bit ones")
@@ -103,7 +119,7 @@ def _chosen(option: str, items: Sequence[str], schema: Schema) -> tuple[dict[str
 def statistics_for(sources: Sequence[Source], spec: PolicySpec) -> dict[str, StreamStatistics]:
     """Of the action and of what is observed, over the episodes that all datasets train on."""
     streams = {**spec.observation, **spec.goal, "action": spec.action}
-    numeric = [name for name, stream in streams.items() if stream.kind != "image"]
+    numeric = [name for name, stream in streams.items() if stream.kind not in ("image", "text")]
     return joint_statistics([(source.dataset, source.train) for source in sources], numeric)
 
 
@@ -120,6 +136,8 @@ def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
         raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
     for name, ours in {**spec.observation, **spec.goal, "action": spec.action}.items():
         theirs = dataset.schema.streams.get(name)
+        if name == "instruction" and ours.kind == "text" and theirs is None:
+            continue  # its tasks are read; see instructions.py
         if theirs is None:
             raise ConfigError(f"{here} has no stream {name!r}, which {first} has; {hint}")
         for field in _MEANING:

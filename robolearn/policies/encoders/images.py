@@ -53,22 +53,24 @@ class ImageEncoder(nn.Module):
             )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self._cropped(pixels).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        x = cropped(pixels, self.crop, at_random=self.training).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         return self.head(self.net(x)).unflatten(0, pixels.shape[:2])
 
-    def _cropped(self, pixels: Tensor) -> Tensor:
-        """One place for all frames of a window, so that what moves between them is the scene."""
-        (b, _, h, w, _), (ch, cw) = pixels.shape, self.crop
-        if not self.training:
-            top, left = (h - ch) // 2, (w - cw) // 2
-            return pixels[:, :, top : top + ch, left : left + cw]
-        top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
-        left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
-        rows = (top + torch.arange(ch, device=pixels.device))[:, None, :, None]
-        columns = (left + torch.arange(cw, device=pixels.device))[:, None, None, :]
-        window = torch.arange(b, device=pixels.device)[:, None, None, None]
-        frame = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
-        return pixels[window, frame, rows, columns]
+
+def cropped(pixels: Tensor, size: tuple[int, int], *, at_random: bool) -> Tensor:
+    """A part (B, O, *size, C) of pictures (B, O, H, W, C), at random or from the middle: at one place for all frames of
+    a window, so that what moves between them is the scene."""
+    (b, _, h, w, _), (ch, cw) = pixels.shape, size
+    if not at_random:
+        top, left = (h - ch) // 2, (w - cw) // 2
+        return pixels[:, :, top : top + ch, left : left + cw]
+    top = torch.randint(0, h - ch + 1, (b, 1), device=pixels.device)
+    left = torch.randint(0, w - cw + 1, (b, 1), device=pixels.device)
+    rows = (top + torch.arange(ch, device=pixels.device))[:, None, :, None]
+    columns = (left + torch.arange(cw, device=pixels.device))[:, None, None, :]
+    window = torch.arange(b, device=pixels.device)[:, None, None, None]
+    frame = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+    return pixels[window, frame, rows, columns]
 
 
 class SpatialSoftmax(nn.Module):

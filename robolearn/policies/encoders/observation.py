@@ -15,6 +15,7 @@ from robolearn.policies.contracts import Context
 from robolearn.policies.encoders.images import ImageConfig, ImageEncoder
 from robolearn.policies.encoders.points import PointsConfig, PointsEncoder
 from robolearn.policies.normalise import Normalisation, VectorNormaliser
+from robolearn.policies.spec import SpecError
 from robolearn_data.schema import Stream
 from robolearn_data.statistics import StreamStatistics
 
@@ -45,6 +46,8 @@ class ObservationEncoder(nn.Module):
         for name, stream in streams.items():
             if stream.kind == "image":
                 self.image[name] = part = ImageEncoder(stream, config)
+            elif stream.kind == "text":
+                raise SpecError(f"this policy cannot read the text {name!r}: take --policy vla, or do not observe it")
             elif stream.kind == "points":
                 self.points[name] = part = PointsEncoder(stream, statistics[name], config)
             else:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robolearn.policies.contracts import Context
+from robolearn.policies.encoders.observation import ObservationEncoder
 from robolearn.policies.engines.backends import BACKENDS, Function, OnnxSource
 from robolearn.policies.engines.errors import EngineError
 from robolearn.policies.engines.graphs import EXAMPLES, Graph, encoder_graph, example_observation, step_graph
@@ -83,8 +84,10 @@ def compile_policy(
         parts.append(lambda: trunk.prepare(per_token=True))
     fast = copy.copy(policy)
     fast._modules = {**policy._modules, "trunk": trunk}  # everything else is shared
-    if any(stream.kind == "image" for stream in policy.spec.observation.values()):
-        # Without images the encoder is a few sums and products, and torch as quick as any.
+    sees = any(stream.kind == "image" for stream in policy.spec.observation.values())
+    if sees and isinstance(policy.encoder, ObservationEncoder):
+        # Without images the encoder is a few sums and products, and torch as quick as any. That of a VLA reads a text,
+        # which an exported graph would hold for a constant.
         encoder = _EngineEncoder(policy.encoder, encoder_graph(policy), compiled).eval()
         fast._modules["encoder"] = encoder
         parts.append(encoder.prepare)

@@ -75,7 +75,9 @@ def example_observation(policy: Policy, batch: int) -> dict[str, Tensor]:
     for seed, (name, stream) in enumerate(policy.spec.observation.items(), start=2):
         shape = (batch, policy.spec.obs_horizon, *stream.shape)
         value = _uniform(shape, seed)
-        if stream.kind == "image":
+        if stream.kind == "text":
+            value = torch.tensor(stream.check(name, "pick it up")).expand(shape)
+        elif stream.kind == "image":
             value = 255 * value if stream.dtype.startswith("float") else (256 * value).to(torch.uint8)
         else:
             statistics = policy.statistics[name]
