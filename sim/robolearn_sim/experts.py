@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from robolearn_data.schema import Observation
-from robolearn_sim.worlds import WorldError
+from robolearn_sim.worlds import WorldError, options_of
 
 
 class Expert(Protocol):
@@ -63,6 +63,12 @@ def _so101_tabletop(task: str = "put the red cube on the plate") -> Expert:
     return So101Expert(task)
 
 
+def _so101_language() -> Expert:
+    from robolearn_sim.so101_language_expert import So101LanguageExpert
+
+    return So101LanguageExpert()
+
+
 EXPERTS: dict[str, Callable[..., Expert]] = {
     "lift": _lift,
     "can": _can,
@@ -70,6 +76,7 @@ EXPERTS: dict[str, Callable[..., Expert]] = {
     "stack": _stack,
     "door": _door,
     "so101_tabletop": _so101_tabletop,
+    "so101_language": _so101_language,
 }
 """World name -> its expert. In a world with an option ``task``, it takes that too."""
 
@@ -82,6 +89,8 @@ def make_expert(world_name: str, *, task: str | None = None) -> Expert:
     Raises:
         WorldError: nobody has written an expert for this world.
     """
-    if world_name not in EXPERTS:
+    base = world_name.partition("/")[0]
+    if base not in EXPERTS:
         raise WorldError(f"there is no scripted expert for the world {world_name!r}; valid: {', '.join(EXPERTS)}")
-    return EXPERTS[world_name]() if task is None else EXPERTS[world_name](task)
+    task = options_of(world_name).get("task") if task is None else task
+    return EXPERTS[base]() if task is None else EXPERTS[base](task)
