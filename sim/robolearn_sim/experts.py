@@ -69,6 +69,12 @@ def _so101_language() -> Expert:
     return So101LanguageExpert()
 
 
+def _metaworld(task: str = "reach-v3") -> Expert:
+    from robolearn_sim.metaworld import MetaWorldExpert
+
+    return MetaWorldExpert(task)
+
+
 EXPERTS: dict[str, Callable[..., Expert]] = {
     "lift": _lift,
     "can": _can,
@@ -77,6 +83,7 @@ EXPERTS: dict[str, Callable[..., Expert]] = {
     "door": _door,
     "so101_tabletop": _so101_tabletop,
     "so101_language": _so101_language,
+    "metaworld": _metaworld,
 }
 """World name -> its expert. In a world with an option ``task``, it takes that too."""
 

@@ -131,6 +131,8 @@ class PickAndPlace:
         if (left[2] > -0.006 and np.hypot(*left[:2]) < self._near_m) or self._steps > 30:
             self._begin(self._release)
             self._here, self._across = tool[:3], outward(tool)
+        if np.hypot(*left[:2]) > 1.5 * self._near_m:
+            point[2] = max(point[2], tool[2])  # down only over the goal
         return point, outward(tool), CLOSED
 
     def _release(self, tool: np.ndarray, cube: np.ndarray, goal: np.ndarray) -> Aim:

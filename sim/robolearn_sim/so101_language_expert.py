@@ -27,7 +27,7 @@ from robolearn_sim.so101_tabletop import CUBES, HALF_CUBE_M
 
 TRAVEL_M = 0.07
 """Of the tool above the table, where it passes over cubes."""
-PUSH_HEIGHT_M = 0.012
+PUSH_HEIGHT_M = 0.016
 PUSH_SPEED_M = 0.01  # in a control step
 
 
@@ -78,7 +78,7 @@ class So101LanguageExpert:
         there = cube_of(observation, target)[:3] if target in CUBES else PLACES_AT[target]
         if verb == "push":
             return self._push.aim(tool, cube, there)
-        goal = there + [0, 0, 2 * HALF_CUBE_M - 0.004] if target in CUBES else PLACE[target]
+        goal = there + [0, 0, 2 * HALF_CUBE_M - 0.002] if target in CUBES else PLACE[target]
         return self._pick.aim(tool, cube, goal)
 
 
@@ -113,6 +113,6 @@ class Push:
         if away > 0.02 and tool[2] < TRAVEL_M - 0.02:
             return np.array([*tool[:2], TRAVEL_M]), closing, CLOSED  # up first
         turned = tool[6:9] @ closing > 0.9
-        self._pushes = away < 0.012 and tool[2] < PUSH_HEIGHT_M + 0.01 and turned
+        self._pushes = away < 0.012 and tool[2] < PUSH_HEIGHT_M + 0.008 and turned
         height = PUSH_HEIGHT_M if away < 0.012 and turned or tool[2] < 0.035 else TRAVEL_M
         return np.array([*behind, height]), closing, CLOSED

@@ -71,6 +71,12 @@ def _so101_language() -> Kind:
     return Kind(so101_language.So101Language, so101_language.spec, so101_language.VARIANTS)
 
 
+def _metaworld() -> Kind:
+    from robolearn_sim import metaworld
+
+    return Kind(metaworld.MetaWorld, metaworld.spec, metaworld.VARIANTS)
+
+
 WORLDS: dict[str, Callable[[], Kind]] = {
     "pusht": _pusht,
     "lift": _lift,
@@ -80,6 +86,7 @@ WORLDS: dict[str, Callable[[], Kind]] = {
     "door": _door,
     "so101_tabletop": _so101_tabletop,
     "so101_language": _so101_language,
+    "metaworld": _metaworld,
 }
 """Name -> function that imports the world, so that naming one does not load the simulator of another."""
 
