@@ -75,6 +75,12 @@ def _metaworld(task: str = "reach-v3") -> Expert:
     return MetaWorldExpert(task)
 
 
+def _wipe() -> Expert:
+    from robolearn_sim.wipe_expert import WipeExpert
+
+    return WipeExpert()
+
+
 EXPERTS: dict[str, Callable[..., Expert]] = {
     "lift": _lift,
     "can": _can,
@@ -84,6 +90,7 @@ EXPERTS: dict[str, Callable[..., Expert]] = {
     "so101_tabletop": _so101_tabletop,
     "so101_language": _so101_language,
     "metaworld": _metaworld,
+    "wipe": _wipe,
 }
 """World name -> its expert. In a world with an option ``task``, it takes that too."""
 

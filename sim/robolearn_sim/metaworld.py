@@ -7,6 +7,7 @@ distribution of the task gives for the seed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import warnings
@@ -52,8 +53,10 @@ ACTION = Stream(
 
 VARIANTS: dict[str, dict[str, Any]] = {task: {"task": task} for task in TASKS}
 """Name after the slash -> options."""
+_MOVED = ("body_pos", "body_quat", "site_pos", "geom_pos", "geom_rgba", "site_rgba")
+"""Of the model, what some tasks change at a start, and read at the next."""
 _INSTALL = "pip install 'robolearn[metaworld]'"
-_CAMERA, _CAMERA_AT, _CAMERA_LOOKS_AT = "corner2", np.array([0.85, 0.2, 0.75]), np.array([0.0, 0.65, 0.1])
+_CAMERA, _CAMERA_AT, _CAMERA_LOOKS_AT = "corner2", np.array([0.85, 0.2, 0.75]), np.array([0.0, 0.68, 0.12])
 
 
 def spec(
@@ -106,6 +109,7 @@ class MetaWorld:
         model = env.model
         model.geom_group[model.geom_group == 0] = 2  # shown: Camera hides the group that is robosuite's for collisions
         _place_camera(self._mujoco, model)
+        self._pristine = {name: getattr(model, name).copy() for name in _MOVED}
         self._camera = Camera(model, max_size=VIEW_SIZE)
         self.reset(0)
 
@@ -113,6 +117,8 @@ class MetaWorld:
         env = self._env
         env.np_random = np.random.default_rng(seed)
         env.curr_path_length, env._did_see_sim_exception = 0, False
+        for name, values in self._pristine.items():
+            getattr(env.model, name)[:] = values
         self._mujoco.mj_resetData(env.model, env.data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of theirs, to those who develop tasks
@@ -148,7 +154,7 @@ class MetaWorld:
 class MetaWorldExpert:
     """Meta-World's own scripted policy for the task."""
 
-    noise_shape = np.array([1.0, 1.0, 1.0, 0.0])
+    noise_shape = np.array([0.5, 0.5, 0.5, 0.0])
 
     def __init__(self, task: str = "reach-v3") -> None:
         """``task``: one of ``TASKS``.
@@ -178,16 +184,10 @@ def import_metaworld(part: str) -> Any:
     Raises:
         WorldError: it is not installed.
     """
-    try:
-        found = importlib.util.find_spec("metaworld")
-    except ValueError:  # half imported
-        found = None
-    if found is None:
+    if importlib.util.find_spec("metaworld") is None:
         raise WorldError(f"the worlds 'metaworld/...' need Meta-World, which is not installed; run: {_INSTALL}")
-    try:
+    with contextlib.suppress(RenderError):  # told when a picture is wanted
         choose_backend()
-    except RenderError:  # told when a picture is wanted
-        pass
     return importlib.import_module(f"metaworld.{part}")
 
 
@@ -198,5 +198,5 @@ def _place_camera(mujoco: Any, model: Any) -> None:
     axes = np.column_stack([right, np.cross(right, ahead), -ahead])
     axes /= np.linalg.norm(axes, axis=0)
     camera = model.camera(_CAMERA)
-    camera.pos[:], camera.fovy[:] = _CAMERA_AT, 50
+    camera.pos[:], camera.fovy[:] = _CAMERA_AT, 44
     mujoco.mju_mat2Quat(camera.quat, axes.ravel())

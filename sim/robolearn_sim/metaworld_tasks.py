@@ -6,10 +6,16 @@ from __future__ import annotations
 TASKS: dict[str, tuple[str, str]] = {
     "assembly-v3": ("put the ring over the peg", "slip the nut onto the post"),
     "basketball-v3": ("put the ball through the hoop", "dunk the ball into the basket"),
-    "bin-picking-v3": ("move the cube from one bin to the other", "pick the block out of its bin and drop it next door"),
+    "bin-picking-v3": (
+        "move the cube from one bin to the other",
+        "take the block over to the other bin",
+    ),
     "box-close-v3": ("put the lid on the box", "cover the box with its lid"),
     "button-press-topdown-v3": ("press the button from above", "push down on the button"),
-    "button-press-topdown-wall-v3": ("press the button behind the wall from above", "push down the button past the wall"),
+    "button-press-topdown-wall-v3": (
+        "press the button behind the wall from above",
+        "push it down past the wall",
+    ),
     "button-press-v3": ("press the button", "push the button in"),
     "button-press-wall-v3": ("press the button behind the wall", "push in the button past the wall"),
     "coffee-button-v3": ("press the button of the coffee machine", "start the coffee maker"),

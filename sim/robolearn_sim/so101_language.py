@@ -7,7 +7,6 @@ instructions, so that a policy which does not listen solves few: what counts for
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -37,6 +36,8 @@ RAISED_M = 0.015
 """A cube that has been so far above its rest has not been pushed; put is only what has been twice as far."""
 TOUCHED_M = 0.01
 """A cube that has moved so far has not only been reached for."""
+PUT_DOWN_STEPS = 25
+"""After an instruction: what was in the hand may be put down. Whether a cube is moved or raised counts from then on."""
 HOLD_STEPS: dict[str, int] = {"reach": 15, "lift": 15, "push": 5, "put": 5}
 """For which the goal must be met. Long where other verbs pass through the same states."""
 MIN_PUSH_M, FREE_M, BEHIND_M = 0.085, 0.042, 0.035
@@ -78,7 +79,9 @@ def spec(
         WorldError: there is no such set or step.
     """
     if language not in LANGUAGES:
-        raise WorldError(f"option 'language' of 'so101_language' must be one of {', '.join(LANGUAGES)}; not {language!r}")
+        raise WorldError(
+            f"option 'language' of 'so101_language' must be one of {', '.join(LANGUAGES)}; not {language!r}"
+        )
     if not 0 <= switch_step < max_steps:
         raise WorldError(f"option 'switch_step' must be before 'max_steps' ({max_steps}), or 0; not {switch_step}")
     schema = so101_tabletop.spec(images=images).schema
@@ -141,7 +144,7 @@ class So101Language:
         score, met = self._progress(observation)
         self._held = self._held + 1 if met else 0
         success = final and self._held >= HOLD_STEPS[self.goal.verb]
-        score = 1.0 if success else min(0.9, score) * final
+        score = 1.0 if success else float(np.clip(score, 0.0, 0.9)) * final
         return Step(self._with_text(observation), score, success, success or self._steps >= self.spec.max_steps)
 
     def instruct(self, text: str) -> Observation:
@@ -184,9 +187,10 @@ class So101Language:
         self.goal, self.said = goal, said
         self._text = INSTRUCTION.check("instruction", said)
         self._held = 0
+        self._since = 0
         self._start = cube_position(observation, goal.cube)
-        self._highest = -math.inf
-        """Of the cube since the instruction."""
+        self._highest = 0.0
+        """Of the cube above its rest."""
 
     def _with_text(self, observation: Observation) -> Observation:
         self._observation = observation
@@ -196,7 +200,11 @@ class So101Language:
         """Score and whether the goal is met at this instant."""
         verb, cube, target = self.goal
         here = cube_position(observation, cube)
-        self._highest = max(self._highest, float(here[2]) - HALF_CUBE_M)
+        self._since += 1
+        if self._since <= PUT_DOWN_STEPS:
+            self._start = here
+        else:
+            self._highest = max(self._highest, float(here[2]) - HALF_CUBE_M)
         if verb == "reach":
             away = float(np.linalg.norm(here + [0, 0, OVER_M] - observation["tool"][:3]))
             untouched = float(np.linalg.norm(here - self._start)) < TOUCHED_M

@@ -60,9 +60,7 @@ class So101LanguageExpert:
         self._stood = np.zeros(2)
         """Where the cube that is to be lifted stood."""
         stacks = goal.target in CUBES
-        self._pick = PickAndPlace(
-            hover_of(self._rng), near_m=0.004 if stacks else 0.012, let_go=goal.verb == "put"
-        )
+        self._pick = PickAndPlace(hover_of(self._rng), near_m=0.004 if stacks else 0.012, let_go=goal.verb == "put")
         self._beside = np.array([*self._rng.normal(0, 0.004, 2), 0.0])
 
     def _aim(self, observation: Observation, tool: np.ndarray) -> Aim:

@@ -77,6 +77,12 @@ def _metaworld() -> Kind:
     return Kind(metaworld.MetaWorld, metaworld.spec, metaworld.VARIANTS)
 
 
+def _wipe() -> Kind:
+    from robolearn_sim import wipe
+
+    return Kind(wipe.Wipe, wipe.spec, wipe.VARIANTS)
+
+
 WORLDS: dict[str, Callable[[], Kind]] = {
     "pusht": _pusht,
     "lift": _lift,
@@ -87,6 +93,7 @@ WORLDS: dict[str, Callable[[], Kind]] = {
     "so101_tabletop": _so101_tabletop,
     "so101_language": _so101_language,
     "metaworld": _metaworld,
+    "wipe": _wipe,
 }
 """Name -> function that imports the world, so that naming one does not load the simulator of another."""
 
