@@ -20,8 +20,8 @@ from robolearn_sim.worlds import WorldError
 
 Verb = Literal["reach", "lift", "push", "put"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
-Language = Literal["seen", "new-pairs", "reworded", "synonyms"]
-LANGUAGES: tuple[Language, ...] = get_args(Language)
+LANGUAGES = ("seen", "new-pairs", "reworded", "synonyms")
+"""The sets."""
 
 
 class Goal(NamedTuple):
@@ -71,12 +71,12 @@ GOALS = _all_goals()
 """All 27."""
 
 
-def goals_of(language: Language) -> tuple[Goal, ...]:
+def goals_of(language: str) -> tuple[Goal, ...]:
     """What is asked for in that set: the held-out pairs in "new-pairs", the others in all other sets."""
     return tuple(g for g in GOALS if ((g.verb, g.cube) in HELD_OUT_PAIRS) == (language == "new-pairs"))
 
 
-def sentences(goal: Goal, language: Language) -> tuple[str, ...]:
+def sentences(goal: Goal, language: str) -> tuple[str, ...]:
     """Every way in which ``goal`` is put into words in that set."""
     wordings = WORDINGS["seen" if language == "new-pairs" else language][goal.verb]
     found = []
@@ -89,8 +89,7 @@ def sentences(goal: Goal, language: Language) -> tuple[str, ...]:
 
 @functools.cache
 def _meanings() -> dict[str, Goal]:
-    sets: tuple[Language, ...] = ("seen", "reworded", "synonyms")
-    return {text: goal for goal in GOALS for language in sets for text in sentences(goal, language)}
+    return {text: goal for goal in GOALS for language in WORDINGS for text in sentences(goal, language)}
 
 
 def goal_of(text: str) -> Goal:

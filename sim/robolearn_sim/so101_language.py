@@ -15,7 +15,7 @@ import numpy as np
 from robolearn_data.schema import Observation, Schema, Stream
 from robolearn_data.world import Step, WorldSpec
 from robolearn_sim import so101_tabletop
-from robolearn_sim.instructions import LANGUAGES, VERBS, Goal, Language, Verb, goal_of, goals_of, sentences
+from robolearn_sim.instructions import LANGUAGES, VERBS, Goal, Verb, goal_of, goals_of, sentences
 from robolearn_sim.so101_tabletop import CUBES, HALF_CUBE_M, INSIDE_M, RESTING_M, So101Tabletop
 from robolearn_sim.worlds import WorldError
 
@@ -102,7 +102,7 @@ class So101Language:
         *,
         images: bool = False,
         max_steps: int = 250,
-        language: Language = "seen",
+        language: str = "seen",
         shuffled: bool = False,
         switch_step: int = 0,
     ) -> None:
@@ -206,7 +206,7 @@ class So101Language:
         else:
             self._highest = max(self._highest, float(here[2]) - HALF_CUBE_M)
         if verb == "reach":
-            away = float(np.linalg.norm(here + [0, 0, OVER_M] - observation["tool"][:3]))
+            away = float(np.linalg.norm(here + np.array([0, 0, OVER_M]) - observation["tool"][:3]))
             untouched = float(np.linalg.norm(here - self._start)) < TOUCHED_M
             return 1 - away / 0.3, away < REACHED_M and untouched
         if verb == "lift":

@@ -67,7 +67,7 @@ class So101LanguageExpert:
         verb, name, target = self._goal
         cube = cube_of(observation, name)
         if verb == "reach":
-            point = cube[:3] + self._beside + [0, 0, OVER_M]
+            point = cube[:3] + self._beside + np.array([0, 0, OVER_M])
             return point, outward(point), OPEN
         if verb == "lift":
             if cube[2] < HALF_CUBE_M + 0.003:
@@ -76,7 +76,7 @@ class So101LanguageExpert:
         there = cube_of(observation, target)[:3] if target in CUBES else PLACES_AT[target]
         if verb == "push":
             return self._push.aim(tool, cube, there)
-        goal = there + [0, 0, 2 * HALF_CUBE_M - 0.002] if target in CUBES else PLACE[target]
+        goal = there + np.array([0, 0, 2 * HALF_CUBE_M - 0.002]) if target in CUBES else PLACE[target]
         return self._pick.aim(tool, cube, goal)
 
 
@@ -112,5 +112,5 @@ class Push:
             return np.array([*tool[:2], TRAVEL_M]), closing, CLOSED  # up first
         turned = tool[6:9] @ closing > 0.9
         self._pushes = away < 0.012 and tool[2] < PUSH_HEIGHT_M + 0.008 and turned
-        height = PUSH_HEIGHT_M if away < 0.012 and turned or tool[2] < 0.035 else TRAVEL_M
+        height = PUSH_HEIGHT_M if (away < 0.012 and turned) or tool[2] < 0.035 else TRAVEL_M
         return np.array([*behind, height]), closing, CLOSED

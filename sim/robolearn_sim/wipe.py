@@ -252,7 +252,7 @@ class Wipe:
         self._data.mocap_pos[self._board] = [*BOARD[:2], self._height + up]
 
     def _noise_free(self) -> np.ndarray:
-        """The sensor (6,) in the base frame, without the weight of what hangs at it. MuJoCo gives what holds the tip."""
+        """The sensor (6,) in the base frame, without the weight of the tip. MuJoCo gives what holds it."""
         axes = self._data.site_xmat[self._sensor_site].reshape(3, 3)
         force, torque = axes @ self._data.sensordata[:3], axes @ self._data.sensordata[3:6]
         return -np.concatenate([force + self._weight, torque])

@@ -30,17 +30,18 @@ class WipeExpert:
         state = observation["state"].astype(np.float64)
         tool, following = state[:3], state[3:5]
         force = float(observation["wrench"][-5:, 2].mean())
-        self._z = tool[2] if self._z is None else self._z
+        z = float(tool[2]) if self._z is None else self._z
         way = following - tool[:2]
         left = float(np.hypot(*way))
         if force > TOUCH_N:
             self._touched = True
         if not self._touched:
             if left < 0.006:
-                self._z -= self._down_m
+                z -= self._down_m
             onward = tool[:2] + way * min(1.0, 0.015 / max(left, 1e-9))
-            return np.array([*onward, self._z])
-        self._z += np.clip(GAIN * (force - WANTED_N) / TOOL_STIFFNESS, -0.003, 0.006)
+            self._z = z
+            return np.array([*onward, z])
+        self._z = z + np.clip(GAIN * (force - WANTED_N) / TOOL_STIFFNESS, -0.003, 0.006)
         right = BAND_N[0] <= force <= BAND_N[1]
         onward = tool[:2] + way * min(1.0, self._speed_m / max(left, 1e-9)) * right
         return np.array([*onward, self._z])
