@@ -147,10 +147,11 @@ class Wipe:
         middle = BOARD[:2] + rng.uniform(-0.02, 0.02, 2)
         angle = rng.uniform(-0.5, 0.5) + rng.choice([math.pi / 2, -math.pi / 2])
         along = np.array([math.cos(angle), math.sin(angle)])
-        self._line = middle + np.linspace(-LINE_M / 2, LINE_M / 2, SPOTS)[:, None] * along  # (SPOTS, 2)
+        self.line = middle + np.linspace(-LINE_M / 2, LINE_M / 2, SPOTS)[:, None] * along
+        """(SPOTS, 2): where the dirt is."""
         self._dirty = np.ones(SPOTS, bool)
         for i, spot in enumerate(self._spots):  # on the board, in its frame
-            x, y = self._line[i] - BOARD[:2]
+            x, y = self.line[i] - BOARD[:2]
             z = -(self._normal[0] * x + self._normal[1] * y) / self._normal[2]
             self._model.geom_pos[spot] = tilt.T @ np.array([x, y, z])
             self._model.geom_rgba[spot, 3] = 1.0
@@ -161,9 +162,11 @@ class Wipe:
         """Moves to come: the share of wiped spots that calls for it, how far up (m), after which time (s)."""
         self.moves: list[tuple[float, float]] = []
         """Of this episode so far: when one began (s since the episode's begin), and how far up (m)."""
-        self._command = tool
+        self.commanded = tool
+        """(3,): where the tip is drawn to now."""
         self._time_steps = self._control_steps = self._fast_steps = 0
-        self._damaged = False
+        self.damaged = False
+        """Whether the force has been above ``LIMIT_N``."""
         self._place_board()
         self._mujoco.mj_forward(self._model, data)
         self._arm.reset(data.qpos[:7].copy())
@@ -174,7 +177,7 @@ class Wipe:
 
     def step(self, action: np.ndarray) -> Step:
         action = ACTION.check("action", action).astype(np.float64)
-        start = self._command
+        start = self.commanded
         for i in range(FAST_STEPS):
             self.advance(start + (action - start) * (i + 1) / FAST_STEPS)
         return self.finish()
@@ -191,9 +194,9 @@ class Wipe:
         if self._fast_steps == FAST_STEPS:
             raise WorldError(f"a control step of 'wipe' has {FAST_STEPS} fast periods; finish it before the next")
         mujoco, model, data = self._mujoco, self._model, self._data
-        move = target - self._command
+        move = target - self.commanded
         farthest = FASTEST_M_S / FAST_HZ
-        self._command = self._command + move * min(1.0, farthest / max(float(np.linalg.norm(move)), 1e-12))
+        self.commanded = self.commanded + move * min(1.0, farthest / max(float(np.linalg.norm(move)), 1e-12))
         felt = np.empty((FORCE_STEPS, 6))
         for i in range(FORCE_STEPS):
             self._place_board()
@@ -201,7 +204,7 @@ class Wipe:
             if i == 0:
                 axes = data.site_xmat[self._tool].reshape(3, 3)
                 turn = rotation_vector(_DOWN @ axes.T)
-                self._arm.set_goal(self._command - data.site_xpos[self._tool], turn)
+                self._arm.set_goal(self.commanded - data.site_xpos[self._tool], turn)
                 self._arm.update()
             self._arm.apply()
             mujoco.mj_step2(model, data)
@@ -219,8 +222,8 @@ class Wipe:
         self._fast_steps = 0
         self._control_steps += 1
         share = 1 - float(self._dirty.mean())
-        success = share >= WIPED and not self._damaged
-        done = success or self._damaged or self._control_steps >= self.spec.max_steps
+        success = share >= WIPED and not self.damaged
+        done = success or self.damaged or self._control_steps >= self.spec.max_steps
         return Step(self._observe(), share, success, done)
 
     def render(self) -> np.ndarray:
@@ -232,11 +235,11 @@ class Wipe:
 
     def _wipe(self, force_n: float) -> None:
         low, high = BAND_N
-        self._damaged |= force_n > LIMIT_N
+        self.damaged |= force_n > LIMIT_N
         self.contact_steps += force_n > 0.5
         if low <= force_n <= high:
             self.in_band_steps += 1
-            near = np.linalg.norm(self._line - self._data.site_xpos[self._tool][:2], axis=1) < WIPE_M
+            near = np.linalg.norm(self.line - self._data.site_xpos[self._tool][:2], axis=1) < WIPE_M
             for i in np.flatnonzero(near & self._dirty):
                 self._dirty[i] = False
                 self._model.geom_rgba[self._spots[i], 3] = 0.0
@@ -259,8 +262,8 @@ class Wipe:
 
     def _observe(self) -> Observation:
         dirty = np.flatnonzero(self._dirty)
-        following = self._line[dirty[0] if len(dirty) else -1]
-        state = [*self._data.site_xpos[self._tool], *following, *self._line[-1], self._dirty.mean()]
+        following = self.line[dirty[0] if len(dirty) else -1]
+        state = [*self._data.site_xpos[self._tool], *following, *self.line[-1], self._dirty.mean()]
         observation: Observation = {
             "state": np.array(state, np.float32),
             "wrench": self._wrenches.astype(np.float32),

@@ -20,8 +20,10 @@ class WipeExpert:
     noise_shape = np.array([0.01, 0.01, 0.005])
 
     def reset(self, rng: np.random.Generator) -> None:
-        self._touched = False
-        self._z: float | None = None
+        self.touched = False
+        """Whether the board has been felt."""
+        self.height: float | None = None
+        """Of the tip, as told last, m."""
         self._speed_m = rng.uniform(0.004, 0.006)
         self._down_m = rng.uniform(0.0015, 0.0025)
         """In a control step."""
@@ -30,18 +32,18 @@ class WipeExpert:
         state = observation["state"].astype(np.float64)
         tool, following = state[:3], state[3:5]
         force = float(observation["wrench"][-5:, 2].mean())
-        z = float(tool[2]) if self._z is None else self._z
+        z = float(tool[2]) if self.height is None else self.height
         way = following - tool[:2]
         left = float(np.hypot(*way))
         if force > TOUCH_N:
-            self._touched = True
-        if not self._touched:
+            self.touched = True
+        if not self.touched:
             if left < 0.006:
                 z -= self._down_m
             onward = tool[:2] + way * min(1.0, 0.015 / max(left, 1e-9))
-            self._z = z
+            self.height = z
             return np.array([*onward, z])
-        self._z = z + np.clip(GAIN * (force - WANTED_N) / TOOL_STIFFNESS, -0.003, 0.006)
+        self.height = z + np.clip(GAIN * (force - WANTED_N) / TOOL_STIFFNESS, -0.003, 0.006)
         right = BAND_N[0] <= force <= BAND_N[1]
         onward = tool[:2] + way * min(1.0, self._speed_m / max(left, 1e-9)) * right
-        return np.array([*onward, self._z])
+        return np.array([*onward, self.height])
