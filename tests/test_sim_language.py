@@ -1,4 +1,4 @@
-"""Instructions at the SO-101's table: sets that are apart, sentences that mean one thing, success for one verb alone."""
+"""Instructions at the SO-101's table: sets that are apart, sentences that mean one thing, success for one verb."""
 
 from __future__ import annotations
 

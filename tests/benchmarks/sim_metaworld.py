@@ -1,7 +1,7 @@
 """How often Meta-World's scripted experts solve its fifty tasks in our worlds, and how fast those are.
 
 `python tests/benchmarks/sim_metaworld.py [EPISODES]` prints the table and writes results/sim_metaworld.json: episodes
-of each task from seed 0, with the noise of `robolearn collect` (0.2); control steps per second of CPU without the expert
+of each task from seed 0, with the noise of `robolearn collect` (0.2); control steps per second of CPU without expert
 and without resets, which run 250 physics steps.
 """
 
