@@ -15,7 +15,7 @@ import numpy as np
 from robolearn_data.schema import Observation, Schema, Stream
 from robolearn_data.world import Step, WorldSpec
 from robolearn_sim import so101_tabletop
-from robolearn_sim.instructions import LANGUAGES, VERBS, Goal, Verb, goal_of, goals_of, sentences
+from robolearn_sim.instructions import LANGUAGES, VERBS, Goal, goal_of, goals_of, sentences
 from robolearn_sim.so101_tabletop import CUBES, HALF_CUBE_M, INSIDE_M, RESTING_M, So101Tabletop
 from robolearn_sim.worlds import WorldError
 
@@ -43,7 +43,7 @@ HOLD_STEPS: dict[str, int] = {"reach": 15, "lift": 15, "push": 5, "put": 5}
 MIN_PUSH_M, FREE_M, BEHIND_M = 0.085, 0.042, 0.035
 """A push leads at least so far, passes other cubes at that distance or more, and begins so far behind the cube."""
 SCENES = 100
-"""Tried until one has room for a push that was drawn."""
+"""Tried until one has room for every verb."""
 REACH_M = (0.12, 0.25)
 """Where the tool gets to at the table's height, from the arm's axis."""
 PLACES_AT = {"plate": np.array([0.126, -0.182, 0.0]), "bin": np.array([0.126, 0.182, 0.0])}
@@ -126,13 +126,12 @@ class So101Language:
     def reset(self, seed: int) -> Observation:
         self._rng = np.random.default_rng([seed, 2])  # apart from the generators of the start and of the noise
         self._steps, self._switch_at = 0, self._switch_step
-        verb = self._verb(self._goals)
         observation = self._table.reset(seed)
-        for _ in range(SCENES):  # few scenes have room for a push
-            if any(goal.verb == verb and possible(goal, observation) for goal in self._goals):
+        for _ in range(SCENES):  # with room for every verb: the scene must not tell which was drawn
+            if {goal.verb for goal in self._goals if possible(goal, observation)} == {g.verb for g in self._goals}:
                 break
             observation = self._table.reset(int(self._rng.integers(2**62)))
-        self._draw(observation, verb)
+        self._draw(observation)
         return self._with_text(observation)
 
     def step(self, action: np.ndarray) -> Step:
@@ -165,20 +164,15 @@ class So101Language:
     def close(self) -> None:
         self._table.close()
 
-    def _draw(self, observation: Observation, verb: Verb | None = None) -> None:
-        """An instruction that can be followed from here and is not the one that counts; of ``verb`` if that can be."""
+    def _draw(self, observation: Observation) -> None:
+        """An instruction that can be followed from here and is not the one that counts; each verb is as likely."""
         others = [goal for goal in self._goals if self._steps == 0 or goal != self.goal]
         others = [goal for goal in others if possible(goal, observation)] or others
-        if not any(goal.verb == verb for goal in others):
-            verb = self._verb(others)
+        verb = self._one_of([verb for verb in VERBS if any(goal.verb == verb for goal in others)])
         goal = self._one_of([goal for goal in others if goal.verb == verb])
         others = [other for other in self._goals if other != goal]
         said = self._one_of(others) if self._shuffled else goal
         self._begin(goal, self._one_of(sentences(said, self._language)), observation)
-
-    def _verb(self, goals: Sequence[Goal]) -> Verb:
-        """Each as likely as another."""
-        return self._one_of([verb for verb in VERBS if any(goal.verb == verb for goal in goals)])
 
     def _one_of(self, things: Sequence[Thing]) -> Thing:
         return things[self._rng.integers(len(things))]
