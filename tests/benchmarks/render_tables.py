@@ -18,8 +18,22 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "data/README.md", ROOT / "hardware/README.md", ROOT / "deploy/README.md")
-TABLE = re.compile(r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+PAGES = tuple(
+    ROOT / page
+    for page in (
+        "README.md",
+        "data/README.md",
+        "hardware/README.md",
+        "sim/README.md",
+        "deploy/README.md",
+        "deploy/COLLECTING.md",
+    )
+)
+TABLE = re.compile(
+    r"(<!-- table: (?P<name>[\w-]+)(?: where (?P<key>\w+) = (?P<value>[\w-]+))? -->\n).*?(?P<end><!-- /table -->)",
+    re.DOTALL,
+)
+"""`<!-- table: NAME -->` or `<!-- table: NAME where KEY = VALUE -->`, for some of its rows."""
 
 
 def _percent(value: float) -> str:
@@ -66,20 +80,19 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 """Key of a row -> heading and how to write a value. Other keys stand under their own name, numbers to 4 digits."""
 
-CROSSED: dict[str, tuple[tuple[str, ...], str, str, Callable[[Any], str]]] = {
-    "runtime_engines": (("network", "sampler"), "engine", "p50_ms", _milliseconds),
-    "runtime_delay": (("task", "scheduler"), "delay", "success", lambda value: f"{100 * value:.0f} %"),
+CROSSED: dict[str, tuple[tuple[str, ...], str, Callable[[dict[str, Any]], str]]] = {
+    "runtime_engines": (("network", "sampler"), "engine", lambda row: _milliseconds(row["p50_ms"])),
+    "runtime_delay": (("task", "scheduler"), "delay", lambda row: f"{100 * row['success']:.0f} %"),
+    "collect_latency": (("teleoperator",), "stage", lambda row: f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}"),
+    "sim_speed": (("backend",), "world", lambda row: f"{row['steps_per_s']:,} / {row['frames_per_s']:,}"),
 }
-"""Table -> the keys whose values stand at the left, the key whose values stand at the top, the key of what is shown."""
+"""Table -> the keys whose values stand at the left, the key whose values stand at the top, what is shown of a row."""
 
 
 def render_crossed(content: dict[str, Any], table: str) -> str:
     """A Markdown table with a line for each group of rows that differ in one key only."""
-    left, top, shown, write = CROSSED[table]
-    return (
-        "\n".join([*_across(content["rows"], left, top, lambda row: write(row[shown])), "", _provenance(content)])
-        + "\n"
-    )
+    left, top, write = CROSSED[table]
+    return "\n".join([*_across(content["rows"], left, top, write), "", _provenance(content), ""])
 
 
 def render_overhead(content: dict[str, Any]) -> str:
@@ -176,11 +189,14 @@ def render_page(text: str, results: Path) -> str:
 
     def table(match: re.Match[str]) -> str:
         content = json.loads((results / f"{match['name']}.json").read_text())
+        if key := match["key"]:
+            rows = [row for row in content["rows"] if str(row.get(key)) == match["value"]]
+            content["rows"] = [{name: value for name, value in row.items() if name != key} for row in rows]
         if match["name"] in CROSSED:
             text = render_crossed(content, match["name"])
         else:
             text = render_overhead(content) if match["name"] == "runtime_overhead" else render(content)
-        return f"{match[1]}{text}{match[3]}"
+        return f"{match[1]}{text}{match['end']}"
 
     return TABLE.sub(table, text)
 

@@ -26,7 +26,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from results import RESULTS, commit, write_results
@@ -35,6 +35,7 @@ from robolearn.cli.eval import rollout_of
 from robolearn.cli.main import main as robolearn
 from robolearn.evaluation import evaluate
 from robolearn.policies.checkpoint import load_policy, resolve_checkpoint
+from robolearn.policies.engines.compiled import EngineName, compile_policy
 from robolearn_sim.worlds import make_world
 
 RUNS = Path("runs/bench/delay")
@@ -58,12 +59,12 @@ DELAYS = [*map(str, range(9)), "trace"]
 LOAD_CAMERAS, LOAD_HZ = 3, 30.0
 
 
-def run(tasks: Sequence[str], schedulers: Sequence[str], delays: Sequence[str]) -> None:
+def run(tasks: Sequence[str], schedulers: Sequence[str], delays: Sequence[str], engine: str) -> None:
     """Every cell that is not done yet; the results file is written after each."""
     for task in tasks:
         for scheduler in schedulers:
             for delay in delays:
-                row = cell(task, scheduler, delay)
+                row = cell(task, scheduler, delay, engine)
                 low, high = row["success_interval"]
                 join = "-" if row["join"] is None else f"{row['join']:.2f}"
                 print(
@@ -74,7 +75,7 @@ def run(tasks: Sequence[str], schedulers: Sequence[str], delays: Sequence[str]) 
                 collect()
 
 
-def cell(task: str, scheduler: str, delay: str) -> dict[str, Any]:
+def cell(task: str, scheduler: str, delay: str, engine: str) -> dict[str, Any]:
     """The row of one cell, measured now unless it has been."""
     checkpoint = resolve_checkpoint(RUNS / f"{task}_{VARIANTS[scheduler]}")
     weights = fingerprint(checkpoint / "model.safetensors", *([TRACE] if delay == "trace" else []))
@@ -83,7 +84,7 @@ def cell(task: str, scheduler: str, delay: str) -> dict[str, Any]:
         row = json.loads(path.read_text())
         if row["checkpoint"] == weights:
             return row
-    row = measure(checkpoint, task, scheduler, delay, EPISODES)
+    row = measure(checkpoint, task, scheduler, delay, EPISODES, engine)
     row = {**row, "checkpoint": weights, "commit": commit()}
     CELLS.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}")
@@ -92,9 +93,11 @@ def cell(task: str, scheduler: str, delay: str) -> dict[str, Any]:
     return row
 
 
-def measure(checkpoint: Path, task: str, scheduler: str, delay: str, episodes: int) -> dict[str, Any]:
-    """One cell of so many episodes, on one thread of this process."""
-    policy = load_policy(checkpoint)
+def measure(
+    checkpoint: Path, task: str, scheduler: str, delay: str, episodes: int, engine: str = "torch"
+) -> dict[str, Any]:
+    """One cell of so many episodes, on one thread of this process; every engine computes the same within 1e-5."""
+    policy = compile_policy(load_policy(checkpoint), cast(EngineName, engine), cache=checkpoint / "engines")
     how = rollout_of(scheduler, str(TRACE) if delay == "trace" else delay, None, policy.spec)
     began_s = time.process_time()
     world = functools.partial(make_world, task)
@@ -115,6 +118,7 @@ def measure(checkpoint: Path, task: str, scheduler: str, delay: str, episodes: i
         "held": sum(r.held for r in found.results) / found.steps,
         "mean_length": found.steps / episodes,
         "cpu_s": round(time.process_time() - began_s, 1),
+        "engine": engine,
     }
 
 
@@ -257,13 +261,14 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--schedulers", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--delays", nargs="+", default=DELAYS, choices=DELAYS)
+    parser.add_argument("--engine", default="torch", choices=get_args(EngineName), help="of a run")
     parser.add_argument("--episodes", type=int, default=16, help="of an estimate")
     parser.add_argument("--seconds", type=float, default=120.0, help="of a trace")
     parser.add_argument("--note", default="", help="what else there is to say of the load under which a trace is taken")
     parser.add_argument("--out", type=Path, default=RESULTS / "runtime_delay.png", help="of the plot")
     options = parser.parse_args()
     if options.what == "run":
-        run(options.tasks, options.schedulers, options.delays)
+        run(options.tasks, options.schedulers, options.delays, options.engine)
     elif options.what == "estimate":
         estimate(options.tasks, options.schedulers, options.delays, options.episodes)
     elif options.what == "trace":
