@@ -39,13 +39,10 @@ def main() -> None:
                 asked[verb] += 1
                 solved[verb] += found.success
         low, high = wilson_interval(solved.total(), episodes)
-        verbs = {verb: [solved[verb], asked[verb]] for verb in VERBS}
-        rows.append(
-            {"world": name, "episodes": episodes, "noise": NOISE, "success": solved.total() / episodes, "verbs": verbs}
-        )
-        rows[-1]["success_interval"] = [low, high]
-        counts = [f"{one} of {of}" for one, of in verbs.values()]
-        table.add_row(name, *counts, f"{solved.total()} of {episodes}", f"{low:.3f} to {high:.3f}")
+        counts = {verb: f"{solved[verb]} of {asked[verb]}" for verb in VERBS}
+        rows.append({"world": name, **counts, "noise": NOISE, "episodes": episodes})
+        rows[-1] |= {"success": solved.total() / episodes, "success_interval": [low, high]}
+        table.add_row(name, *counts.values(), f"{solved.total()} of {episodes}", f"{low:.3f} to {high:.3f}")
         print(rows[-1], flush=True)
     Console().print(table)
     speeds: dict[str, Any] = {"steps_per_s": steps_per_s(images=False)}
