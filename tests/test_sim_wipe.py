@@ -107,6 +107,8 @@ def test_a_control_step_is_made_of_fast_periods_and_loses_no_sample() -> None:
         with pytest.raises(WorldError, match="5 fast periods"):
             parts.advance(action)
         observation = parts.finish().observation
+        with pytest.raises(WorldError, match="0 of the 5 fast periods"):
+            parts.finish()
         for name, value in step.observation.items():
             assert np.array_equal(value, observation[name])
         felt = np.concatenate([instant.wrench for instant in instants])

@@ -41,14 +41,14 @@ FASTEST_M_S = 0.4  # of the tool
 NOISE = np.array([0.1, 0.1, 0.1, 0.005, 0.005, 0.005])
 """Standard deviation of the sensor, N and N m."""
 HEIGHT_M, TILT_RAD = 0.015, 0.1
-"""The board's middle lies at most so far from where it is drawn to, and so tilted about either axis."""
+"""The board's middle lies ``START_M`` below the tool's start, or this more or less; tilted at most so about x and y."""
 MOVES, MOVE_M, MOVE_S = 3, (0.010, 0.018), 0.15
 """Of the board in the variant "perturbed": how many, how far, how long each takes."""
 MOVE_AFTER_S = 0.5
 """A move begins at most so long after the share of wiped spots that calls for it."""
-START_M = 0.04  # of the tool above the board
-BOARD = np.array([0.50, 0.0, 0.12])
-"""Its middle at mean height."""
+START_M = 0.04
+BOARD = np.array([0.50, 0.0])
+"""Its middle, from above."""
 POSTURE = np.array([0.0, 0.35, 0.0, -2.27, 0.0, 2.62, math.pi / 4])
 
 STATE = Stream(
@@ -102,6 +102,9 @@ class Instant:
 class Wipe:
     """The score is the share of wiped spots; solved when ``WIPED`` of them are."""
 
+    fast_steps = FAST_STEPS
+    """Calls of ``advance`` in a control step."""
+
     def __init__(self, *, images: bool = False, max_steps: int = 200, perturbed: bool = False) -> None:
         """Options as of ``spec``.
 
@@ -121,7 +124,7 @@ class Wipe:
         self._model = model = _build(self._mujoco)
         self._data = self._mujoco.MjData(model)
         self._tool = model.site("tool").id
-        self._board, self._board_body = int(model.body("board").mocapid[0]), model.body("board").id
+        self._board = int(model.body("board").mocapid[0])
         self._spots = [model.geom(f"spot_{i}").id for i in range(SPOTS)]
         self._sensor_site = model.site("sensor").id
         self._weight = np.array([0.0, 0.0, -float(model.body_mass[model.body("tip").id]) * 9.81])
@@ -144,14 +147,14 @@ class Wipe:
         tilt = rotation(np.array([*rng.uniform(-TILT_RAD, TILT_RAD, 2), 0.0]))
         self._normal = tilt[:, 2]
         self._mujoco.mju_mat2Quat(data.mocap_quat[self._board], tilt.ravel())
-        middle = BOARD[:2] + rng.uniform(-0.02, 0.02, 2)
+        middle = BOARD + rng.uniform(-0.02, 0.02, 2)
         angle = rng.uniform(-0.5, 0.5) + rng.choice([math.pi / 2, -math.pi / 2])
         along = np.array([math.cos(angle), math.sin(angle)])
         self.line = middle + np.linspace(-LINE_M / 2, LINE_M / 2, SPOTS)[:, None] * along
         """(SPOTS, 2): where the dirt is."""
         self._dirty = np.ones(SPOTS, bool)
         for i, spot in enumerate(self._spots):  # on the board, in its frame
-            x, y = self.line[i] - BOARD[:2]
+            x, y = self.line[i] - BOARD
             z = -(self._normal[0] * x + self._normal[1] * y) / self._normal[2]
             self._model.geom_pos[spot] = tilt.T @ np.array([x, y, z])
             self._model.geom_rgba[spot, 3] = 1.0
@@ -218,7 +221,13 @@ class Wipe:
         return Instant(self._time_steps * 10**9 // FORCE_HZ, data.site_xpos[self._tool].copy(), felt)
 
     def finish(self) -> Step:
-        """What the control step led to."""
+        """What the control step led to.
+
+        Raises:
+            WorldError: it is not over.
+        """
+        if self._fast_steps != FAST_STEPS:
+            raise WorldError(f"{self._fast_steps} of the {FAST_STEPS} fast periods of this control step are over")
         self._fast_steps = 0
         self._control_steps += 1
         share = 1 - float(self._dirty.mean())
@@ -252,7 +261,7 @@ class Wipe:
     def _place_board(self) -> None:
         now = self._time_steps / FORCE_HZ
         up = sum(by * min(max((now - when) / MOVE_S, 0.0), 1.0) for when, by in self.moves)
-        self._data.mocap_pos[self._board] = [*BOARD[:2], self._height + up]
+        self._data.mocap_pos[self._board] = [*BOARD, self._height + up]
 
     def _noise_free(self) -> np.ndarray:
         """The sensor (6,) in the base frame, without the weight of the tip. MuJoCo gives what holds it."""
