@@ -20,7 +20,8 @@ from rig_fakes import SinePolicy, spec_of
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import Stream
 from robolearn_deploy.channels import chunk_fields
-from robolearn_deploy.collect_session import COLLECT_FIELDS, CollectSession, SessionOptions, collect_record
+from robolearn_deploy.collect_ring import COLLECT_FIELDS, collect_record
+from robolearn_deploy.collect_session import CollectSession, SessionOptions
 from robolearn_deploy.dashboard.access import PageOptions, address, listen
 from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageArm, Plane, RigRings
 from robolearn_deploy.dashboard.server import run_page

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robolearn_deploy.collect_ring import COLLECT_FIELDS, collect_record
 from robolearn_deploy.collect_session import (
-    COLLECT_FIELDS,
     Act,
     CollectSession,
     Cue,
@@ -18,7 +18,6 @@ from robolearn_deploy.collect_session import (
     SessionOptions,
     Stage,
     Tally,
-    collect_record,
 )
 from robolearn_deploy.operator import Command
 from robolearn_hardware.clock import SECOND_NS

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from world_hands import pusht_session
 
 from robolearn_data.dataset import Dataset
+from robolearn_data.world import Step
 from robolearn_deploy.collect_session import Stage
 from robolearn_deploy.operator import Command
 from robolearn_deploy.stall import State
 from robolearn_deploy.world_collect import recorded_schema
+from robolearn_deploy.world_process import DONE_FIELDS
+from robolearn_deploy.world_report import WorldMeasured
+from robolearn_hardware.ring import Field
 from robolearn_sim.demonstrations import demonstration_schema
 from robolearn_sim.worlds import make_world, world_spec
 
@@ -35,7 +43,7 @@ def test_episodes_begin_with_the_deadman_and_replay_bit_for_bit_from_their_seeds
         deadman.touch()
         held.until_stage(Stage.JUDGING)  # the world's steps are over and it is not solved
         held.tell(Command.SUCCESS)  # which only the world can say
-        held.until(lambda: held.messages, "the success is refused")
+        held.until(lambda: "does not count it as solved" in held.note, "the success is refused")
         held.tell(Command.REDO)
         held.until_stage(Stage.EPISODE)
         held.until_stage(Stage.JUDGING)
@@ -119,3 +127,49 @@ def test_a_killed_teleoperator_leaves_the_world_still_and_the_session_going(tmp_
         held.tell(Command.FAILURE)
         held.until_stage(Stage.READY)
         assert held.end().saved == 1
+
+
+class Slow:
+    """A world whose steps take longer than they may."""
+
+    def __init__(self, steps: int, step_s: float) -> None:
+        self._world, self._step_s = make_world("pusht", max_steps=steps), step_s
+        self.spec = self._world.spec
+
+    def step(self, action: np.ndarray) -> Step:
+        time.sleep(self._step_s)
+        return self._world.step(action)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+
+@pytest.mark.slow
+def test_a_world_that_is_slower_than_real_time_is_said_to_be_with_the_rate_it_kept(tmp_path: Path) -> None:
+    make: Any = functools.partial(Slow, 10, 0.15)  # of 0.1 s
+    with pusht_session(tmp_path, episode_s=1.0, make=make) as (held, deadman):
+        deadman.touch()
+        held.tell(Command.START)
+        held.until_stage(Stage.JUDGING)
+        held.tell(Command.FAILURE)
+        held.until(lambda: held.saved == 1, "it is saved")
+        report = held.end()
+    assert report.rate_reached_hz is not None
+    assert 1 < report.rate_reached_hz < 8
+    assert any("steps a second of 10, slower than real time" in line for line in held.messages)
+    assert f"{report.rate_reached_hz:.1f} of 10 Hz kept" in str(report)
+
+
+def test_the_rate_of_an_episode_counts_what_was_stepped_without_its_pauses() -> None:
+    measured, record = WorldMeasured(), np.zeros((), _dtype(DONE_FIELDS))
+    measured.begin()
+    for due_ms, steps in [(0, 0), (100, 1), (200, 2), (400, 3), (500, 3), (9000, 4), (9100, 5)]:
+        moved = steps > measured.steps
+        for name, value in {"due_ns": due_ms * 10**6, "steps": steps, "step_ns": moved}.items():
+            record[name] = value
+        measured.take(np.void(record), mine=True)
+    assert measured.rate_hz == pytest.approx(3 / 0.4)  # 100 to 200, 200 to 400, 9000 to 9100
+
+
+def _dtype(fields: Mapping[str, Field]) -> list[tuple[str, str]]:
+    return [(name, kind) for name, (kind, _) in fields.items()]

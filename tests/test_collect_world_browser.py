@@ -55,3 +55,28 @@ def test_a_human_demonstration_performed_by_pointer_is_recorded_as_the_human_mad
     away = np.linalg.norm(actions[:, None] - recorded[None, 1:], axis=2).min(axis=0)
     assert np.mean(away < 1.5) > 0.25
     assert dataset.episode_info(0)["score"] == pytest.approx(score_of(EPISODE, recorded), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_an_arrow_key_moves_the_pusher_while_it_is_held(browser: Browser, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    with pusht_session(tmp_path, episode_s=60.0, page=PageOptions(port=0)) as (held, _):
+        open_page(page, held)
+        press(page, "START")
+        held.until_stage(Stage.EPISODE)
+        page.keyboard.down("ArrowRight")
+        held.until(lambda: held.measured.person and held.measured.steps > 8, "the key is the deadman")
+        page.keyboard.up("ArrowRight")
+        held.until(lambda: not held.measured.person, "it is let go of")
+        held.until(lambda steps=held.measured.steps: held.measured.steps > steps + 5, "the world goes on")
+        press(page, "FAILURE")
+        held.until(lambda: held.saved == 1, "it is saved")
+        page.close()
+        held.end()
+
+    x, y = Dataset.open(tmp_path / "out.zarr").episode(0)["action"].T
+    moved = np.diff(x)[np.diff(x) > 1]
+    assert len(moved) >= 3
+    assert np.median(moved) == pytest.approx(15, abs=0.5), "150 px/s"
+    assert x[-3:].tolist() == [x[-1]] * 3, "let go, it stays"
+    assert np.ptp(y) < 3, "neither up nor down"

@@ -7,12 +7,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
+from dashboard_bench import get
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
+from robolearn.cli.collect_world import TOOL_M_S
 from robolearn.cli.main import main
 from robolearn.policies.checkpoint import save_policy
 from robolearn.policies.config import POLICIES
@@ -21,6 +28,7 @@ from robolearn.policies.spec import PolicySpec
 from robolearn_data.dataset import Dataset
 from robolearn_data.statistics import StreamStatistics
 from robolearn_deploy.chunks import ControlState
+from robolearn_deploy.dashboard.teleop import SPEED_M_S
 from robolearn_deploy.inference import Request
 from robolearn_deploy.local_policy import LocalPolicy
 from robolearn_sim.worlds import world_spec
@@ -143,6 +151,95 @@ def test_deploy_drives_lift_in_real_time(checkpoints, tmp_path: Path) -> None:
     report = json.loads(summary.read_text())
     assert 10 < report["rate_reached_hz"] < 20.2
     assert report["chunks_used"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is not installed")
+def test_a_person_at_the_page_takes_over_lift_from_a_policy(checkpoints, tmp_path: Path) -> None:
+    """The command as it is typed, and a viewer on its page: what they do is carried out, and labelled."""
+    out = tmp_path / "run.zarr"
+    words = ["deploy", str(checkpoints("lift")), "--world", "lift", "--teleop", "page", "--page-port", "0"]
+    command = [sys.executable, "-m", "robolearn.cli.main", *words, "--seconds", "90", "--steps", "2", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("ROBOLEARN_TOKEN", None)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stderr is not None
+            said = iter(process.stderr.readline, "")
+            found = urlsplit(next(line for line in said if "page: http://" in line).split("page: ")[1].strip())
+            home = f"http://{found.netloc}"
+            cookie = str(get(home, f"/?{found.query}").headers["Set-Cookie"]).split(";")[0] if found.query else ""
+            how: Any = {"origin": Origin(home), "additional_headers": {"Cookie": cookie}, "open_timeout": 60}
+            with connect(f"ws://{found.netloc}/socket", **how) as page:
+                _take_over(page)
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
+    rows = Dataset.open(out).episode(0)
+    by_person = rows["intervention"] == 1
+    assert by_person.any()
+    assert not by_person.all()
+    moved = rows["action"][by_person]
+    assert moved[:, 2].max() == pytest.approx(SPEED_M_S / TOOL_M_S, rel=0.01), "up, as the key says"
+    assert not moved[:, [0, 1, 3, 4, 5]].any()
+
+
+def _take_over(page: ClientConnection) -> None:
+    """Take over as soon as the policy runs, hold a key for a second, and end the run."""
+
+    def tell(**message: object) -> None:
+        page.send(json.dumps(message))
+
+    since, told = None, 0.0
+    tell(control="ask")
+    while True:
+        message = json.loads(page.recv(timeout=60))
+        if message["kind"] == "over":
+            return
+        if message["kind"] != "state":
+            continue
+        now = message["now"]
+        tell(seen=message["n"])
+        if message["state"] == "RUNNING" and now - told > 500:
+            told = now
+            tell(do="TAKE_OVER")
+        if message["state"] == "TELEOP":
+            since, made = since or now, time.monotonic() * 1e3
+            intent = {"t": made, "heard": [now, made], "arm": "tool", "clutch": 1, "rate": [0, 1, 0, 0, 0, 0]}
+            tell(intent=intent)
+            if now - since > 1500 and now - told > 500:
+                told = now
+                tell(do="END")
+
+
+@pytest.mark.parametrize(
+    ("words", "most"), [(["--world", "pusht"], 512), (["--rig", "hardware/rigs/so101_twin.yaml"], 256)]
+)
+def test_an_instruction_that_is_too_long_is_refused_before_anything_is_started(
+    checkpoints, capsys, monkeypatch: pytest.MonkeyPatch, words: list[str], most: int
+) -> None:
+    for started in ("deploy_rig.run_on_rig", "deploy_world.run_in_world"):
+        monkeypatch.setattr(f"robolearn.cli.{started}", lambda *_: pytest.fail("something was started"))
+    assert main(["deploy", str(checkpoints("pusht")), *words, "--instruction", "ä" * (most // 2 + 1)]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"--instruction has {most + 2} bytes" in message
+    assert f"at most {most}" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "fits"),
+    [
+        (["--world", "pusht"], False),
+        (["--world", "pusht", "--teleop", "page"], True),
+        (["--world", "pusht", "--teleop", "page", "--no-page"], False),
+        (["--rig", "hardware/rigs/so101_twin.yaml"], True),
+        (["--rig", "hardware/rigs/so101_twin.yaml", "--no-page"], False),
+    ],
+)
+def test_a_token_is_for_a_server_or_for_a_page(tmp_path: Path, capsys, words: list[str], fits: bool) -> None:
+    """Where it fits, the next mistake is found: there is no checkpoint."""
+    assert main(["deploy", str(tmp_path / "none"), *words, "--token-file", "token"]) == 2
+    assert ("--token-file is for" in capsys.readouterr().err) is not fits
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ from robolearn_deploy.rig_runtime import run_rig
 from robolearn_deploy.stall import State
 from robolearn_deploy.wire.certificates import machine_addresses
 from robolearn_deploy.wire.security import SecurityError
+from robolearn_deploy.wire.strangers import MOST
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import Condition
 from robolearn_hardware.rig import load_rig
@@ -300,6 +301,25 @@ def test_one_viewer_too_many_is_told_so() -> None:
         with viewer(url) as second:
             assert closing_code(second) == 1013
         next_state(first)
+
+
+def test_hundreds_who_connect_and_say_nothing_hold_few_places_and_keep_no_viewer_out() -> None:
+    with page_by_hand() as (_, url, _), ExitStack() as stack, viewer(url) as first:
+        where = ("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))
+        silent = [stack.enter_context(socket.create_connection(where, 20)) for _ in range(300)]
+        with viewer(url) as second:
+            next_state(second)
+        next_state(first)
+        open_at_once = 0
+        for connection in silent:
+            connection.setblocking(False)
+            try:
+                connection.recv(1)
+            except BlockingIOError:
+                open_at_once += 1
+            except ConnectionError:
+                pass
+        assert open_at_once <= MOST
 
 
 # ---- who waits for whom

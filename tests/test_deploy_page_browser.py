@@ -226,6 +226,47 @@ def test_a_pointer_in_the_picture_of_a_plane_is_a_place_there(browser: Browser) 
             context.close()
 
 
+def test_in_a_plane_keys_and_a_gamepad_move_while_they_are_held(browser: Browser) -> None:
+    with page_by_hand(plane=PLANE) as (filled, url, _):
+        filled.tick(state=int(State.TELEOP))
+        filled.frame()
+        page = open_page(browser.new_page(viewport={"width": 1280, "height": 900}), url)
+        take_control(page)
+        for key, wanted in (("ArrowUp", [SPEED_M_S, 0]), ("d", [0, -SPEED_M_S])):
+            page.keyboard.down(key)
+            until(lambda wanted=wanted: enabled(filled) and _flat(filled) == pytest.approx(wanted), f"{key} moves")
+            page.keyboard.up(key)
+            until(lambda: not enabled(filled), "no key, no deadman")
+        assert page.evaluate("scrollY") == 0, "the arrows have not scrolled the page"
+        page.evaluate(
+            """() => {
+                window.pad = {connected: true, mapping: "standard", axes: [-1, 0, 0, 0],
+                    buttons: Array.from({length: 17}, () => ({pressed: false, value: 0}))};
+                navigator.getGamepads = () => [window.pad];
+            }"""
+        )
+        page.wait_for_timeout(200)
+        assert not enabled(filled), "a stick alone moves nothing"
+        page.evaluate("pad.buttons[5].pressed = true")
+        until(lambda: enabled(filled) and _flat(filled) == pytest.approx([0, SPEED_M_S]), "left")
+        page.evaluate("pad.buttons[5].pressed = false")
+        until(lambda: not enabled(filled), "no shoulder button, no deadman")
+        page.close()
+
+
+def _flat(filled: FilledByHand) -> list[float]:
+    """Forward and left, m/s."""
+    return newest(filled)["twist"][:2].tolist()
+
+
+def test_without_a_headset_the_page_says_why_there_is_no_vr(page: Page) -> None:
+    sync_api.expect(page.locator("#vr")).to_contain_text("this browser knows of no headset", timeout=40_000)
+    assert page.locator("#headset").is_hidden()
+    page.evaluate("delete Navigator.prototype.xr")
+    page.evaluate("import('/vr.js?again').then(() => null)")
+    sync_api.expect(page.locator("#vr")).to_contain_text("this browser has no WebXR", timeout=40_000)
+
+
 class Phone:
     """A phone with several fingers and an attitude, by the browser's own protocol."""
 

@@ -160,9 +160,24 @@ def test_a_pointer_in_a_picture_of_a_plane_is_a_position_there() -> None:
             viewer.say(clutch=1, point=place)
             np.testing.assert_allclose(viewer.newest()["positions"], expected)
             assert np.isnan(viewer.newest()["twist"]).all()
-        viewer.say(clutch=1, rate=[1, 0, 0, 0, 0, 0])
-        assert viewer.page.refused == {"needs a pointer": 1}
-        assert not viewer.enabled()
+
+
+def test_keys_and_a_hand_move_in_a_plane_as_they_do_in_space() -> None:
+    with ExitStack() as stack:
+        viewer = Viewer(stack, plane=Plane("top", (0, 0), (512, 512)))
+        viewer.say(clutch=1, rate=[1, 0, 0, 0, 0, 0], scale=2)
+        np.testing.assert_allclose(viewer.newest()["twist"], [0, -2 * SPEED_M_S, 0, 0, 0, 0], atol=1e-12)
+        assert viewer.enabled()
+        for x in (0.0, 0.1):
+            viewer.say(clutch=2, hand=[x, 0, 0, 1, 0, 0, 0])
+        np.testing.assert_allclose(viewer.newest()["displacement"], [0, -0.1, 0, 0, 0, 0], atol=1e-12)
+        assert not viewer.page.refused
+
+
+def test_a_pointer_moves_nothing_that_is_in_no_plane(viewer: Viewer) -> None:
+    viewer.say(clutch=1, point=[0.25, 0.5])
+    assert viewer.page.refused == {"no plane": 1}
+    assert viewer.ring.count == 0
 
 
 # ---- deadman, clutch, jumps

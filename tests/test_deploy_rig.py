@@ -108,6 +108,36 @@ def test_a_fast_policy_stands_between_the_slow_one_and_the_servo(tmp_path: Path)
     assert "fast policy" in person.pids
 
 
+def test_an_e_stop_is_heard_while_the_recorder_publishes_an_episode(tmp_path: Path) -> None:
+    """Keys are read in ``progress``, as those of a terminal are."""
+    spec, out = spec_of(JOINTS), tmp_path / "run.zarr"
+
+    class Pressing(Person):
+        at_rest = 0
+
+        def progress(self, elapsed_s: float, measured: RigMeasured, episode: int) -> None:
+            super().progress(elapsed_s, measured, episode)
+            self.at_rest += measured.state is State.STOPPED and episode == 1
+            if self.at_rest == 20:
+                self.operator.tell(Command.E_STOP)
+            if measured.state is State.E_STOPPED:
+                os.kill(self.pids["recorder"], signal.SIGCONT)
+
+    def act(person: Person) -> None:
+        os.kill(person.pids["recorder"], signal.SIGSTOP)  # as a disk that stands still
+        person.operator.tell(Command.SUCCESS)
+        late = threading.Timer(60, lambda: os.kill(person.pids["recorder"], signal.SIGCONT))
+        late.daemon = True
+        late.start()
+
+    person = Pressing(act)
+    options = RigOptions(120.0, episodes=1, episode_s=100.0, out=out, servo=ORDINARY)
+    report = run_rig(simulated_rig(tmp_path), functools.partial(SinePolicy, spec), spec, options, person)
+    assert report.failure == ""
+    assert person.states[-1] is State.E_STOPPED
+    assert Dataset.open(out).episodes == 1
+
+
 def hurt(name: str, number: int) -> Callable[[Person], None]:
     return lambda person: os.kill(person.pids[name], number)
 

@@ -185,7 +185,9 @@ def test_what_a_policy_is_told_that_the_robot_is_committed_to_is_what_it_then_do
     assert compared > 10
     assert sum(r["committed"] is None for r in requests) == 2  # the first one of each episode
     assert sum(report.delay_steps.values()) == report.chunks_used
-    assert min(report.delay_steps) >= np.ceil(infer_s * RATE_HZ)
+    # Steps are those carried out: each that the machine misses makes one chunk's delay shorter by one.
+    short = sum(n for steps, n in report.delay_steps.items() if steps < np.ceil(infer_s * RATE_HZ))
+    assert short <= report.missed
 
 
 def test_a_robot_that_waits_carries_out_every_chunk_from_its_start_and_holds_in_between(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
-from wire_bench import DEADLINE_S, ask, raw, remote, served
+from wire_bench import DEADLINE_S, ask, raw, remote, served, wait_for
 from wire_fakes import CountingPolicy, chunk
 
-from robolearn_deploy.wire import certificates
+from robolearn_deploy.wire import certificates, strangers
 from robolearn_deploy.wire.certificates import machine_addresses, self_signed
 from robolearn_deploy.wire.client import RemotePolicy, RemotePolicyError
 from robolearn_deploy.wire.security import (
@@ -122,6 +124,46 @@ def test_who_begins_no_tls_is_hung_up_on_soon(tmp_path: Path) -> None:
         silent.settimeout(DEADLINE_S)
         assert silent.recv(1) == b""
         silent.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_hundreds_who_connect_and_say_nothing_hold_few_places_and_keep_nobody_out(tls: bool, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"token": "secret", "handshake_s": 3 * DEADLINE_S}
+    access: dict[str, Any] = {"token": "secret"}
+    if tls:
+        certificate, key = self_signed("127.0.0.1", tmp_path / "tls")
+        options["tls"], access["certificate"] = server_tls(certificate, key), certificate
+    with served(**options) as server, contextlib.ExitStack() as stack:
+        silent: list[socket.socket] = []
+
+        def crowd() -> None:
+            for _ in range(300):
+                silent.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), DEADLINE_S)))
+
+        crowd()
+        client = RemotePolicy(f"{'wss' if tls else 'ws'}://127.0.0.1:{server.port}", **access)
+        stack.callback(client.close)
+        crowd()
+        assert (ask(client, 20)[0].actions == chunk(20)).all()
+        wait_for(lambda: sum(map(still_open, silent)) <= strangers.MOST)
+        assert (ask(client, 21)[0].actions == chunk(21)).all(), "who was let in is not among those hung up on"
+
+
+def test_those_who_say_nothing_are_hung_up_on_soon() -> None:
+    with served(handshake_s=0.5) as server, contextlib.ExitStack() as stack:
+        where = ("127.0.0.1", server.port)
+        silent = [stack.enter_context(socket.create_connection(where, DEADLINE_S)) for _ in range(20)]
+        wait_for(lambda: not any(map(still_open, silent)))
+
+
+def still_open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_tls_where_there_is_none_and_none_where_there_is_are_told_apart(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from robolearn_deploy.wire.client import PeerError, RemotePolicy
 from robolearn_deploy.wire.codec import pack, unpack
 from robolearn_deploy.wire.inference_worker import FAILURES, InferenceWorker, Job
 from robolearn_deploy.wire.messages import EXTENSION, request_message
-from robolearn_deploy.wire.server import QUEUE, PolicyServer, ServerError, ServerOptions, serving
+from robolearn_deploy.wire.server import PolicyServer, ServerError, ServerOptions, serving
+from robolearn_deploy.wire.server_client import QUEUE
 
 
 def test_a_remote_policy_has_the_spec_and_gives_the_chunks_of_the_one_that_is_served() -> None:

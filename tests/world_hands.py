@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data.world import WorldSpec
+from robolearn_data.world import World, WorldSpec
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.collect_session import CollectSession, SessionOptions, Stage
 from robolearn_deploy.dashboard.access import PageOptions
 from robolearn_deploy.operator import Command, Operator
-from robolearn_deploy.world_collect import SessionReport, WorldMeasured, WorldSession, collect_in_world, recorded_schema
+from robolearn_deploy.world_collect import WorldSession, collect_in_world, recorded_schema
 from robolearn_deploy.world_people import PeopleOptions
+from robolearn_deploy.world_report import SessionReport, WorldMeasured
 from robolearn_deploy.world_teleop import PlanarTarget
 from robolearn_hardware.clock import now_ns
 from robolearn_hardware.devices import Intent, Teleoperator
@@ -58,7 +59,10 @@ class _Sweeping:
 class Held:
     """A session in a thread of the test; fulfils ``SessionWatcher``."""
 
-    def __init__(self, world: str, options: WorldSession, spec: WorldSpec) -> None:
+    def __init__(
+        self, world: str, options: WorldSession, spec: WorldSpec, make: Callable[[], World] | None = None
+    ) -> None:
+        """``make``: makes another world than the name does."""
         self.messages: list[str] = []
         self.report: SessionReport | None = None
         self.pids: dict[str, int] = {}
@@ -69,7 +73,7 @@ class Held:
         self._operator: Operator | None = None
         self._asked: list[Command] = []
         images = {"images": True} if spec.schema.of_kind("image") else {}
-        make = functools.partial(make_world, world, max_steps=spec.max_steps, **images)
+        make = make or functools.partial(make_world, world, max_steps=spec.max_steps, **images)
         self._thread = threading.Thread(target=self._run, args=(make, spec, options), daemon=True)
         self._thread.start()
         self.until(lambda: self._operator is not None, "the session begins")
@@ -136,6 +140,7 @@ def pusht_session(
     reset_s: float | None = None,
     seed: int = 0,
     page: PageOptions | None = None,
+    make: Callable[[], World] | None = None,
 ) -> Iterator[tuple[Held, Path]]:
     """A session in PushT whose deadman is held while the file that is given exists; with a ``page``, held there."""
     spec = world_spec("pusht", max_steps=round(episode_s * 10))
@@ -151,7 +156,7 @@ def pusht_session(
         info={"world": "pusht", "teleop": who},
         seed=seed,
     )
-    held = Held("pusht", options, spec)
+    held = Held("pusht", options, spec, make)
     try:
         yield held, deadman
     finally:

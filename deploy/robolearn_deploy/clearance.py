@@ -2,8 +2,8 @@
 
 A joint that turns moves no point of the arm further than its lever: the length of the arm from there on. It changes the
 distance between two links only if it lies between them. So what is clear at two instants of a motion is clear in
-between, if what the joints turn in between cannot use up the room of both; if it can, the instant in the middle is
-looked at too, down to ``APART_RAD``.
+between, if what the joints turn in between cannot use up the room of both; where it can, the instant in the middle is
+looked at too, down to ``APART_RAD``: at those links only that are not known to be clear in between.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class _Look(NamedTuple):
     after_s: float
     positions: list[float]
     room: float
-    """To the nearest side of the workspace, m, beyond what is allowed; < 0: outside"""
+    """To the nearest side of the workspace, m, beyond what is allowed; < 0: outside. Infinity: not looked at."""
     apart: np.ndarray
-    """(pairs,) m, of the links, beyond what is allowed; of those far enough apart, a lower bound"""
+    """(pairs,) m, of the links looked at, beyond what is allowed; of those far enough apart, a lower bound"""
 
     @property
     def blocked(self) -> str:
@@ -62,6 +62,7 @@ class Clearance:
         tool = made.site("tool")
         self._levers = levers(made, int(made.site_bodyid[self._site]), float(np.linalg.norm(tool.pos)))
         self._pair_levers = np.zeros((0, made.njnt)) if links is None else links.levers
+        self._all_pairs = np.arange(len(self._pair_levers))
         # The furthest out on each side, and the nearest that links may be: what they were at best since the
         # beginning, so that what rounding allows does not add up; or what they are now, if that is worse.
         self._best_out: list[float] = []
@@ -89,29 +90,35 @@ class Clearance:
         first, last = path(0.0), path(duration_s)
         turned = _turned(first, last)
 
-        def look(after_s: float, positions: list[float], turned: np.ndarray) -> _Look:
-            """``turned``: of the piece of the motion whose end, or middle, it is: half of its need is enough."""
+        def room(positions: list[float]) -> float:
             rooms = self._rooms(positions)
-            room = min([room + limit for room, limit in zip(rooms, limits, strict=True)], default=inf)
-            return _Look(after_s, positions, room, self._apart(positions, nearest, self._pair_levers @ turned / 2))
+            return min([room + limit for room, limit in zip(rooms, limits, strict=True)], default=inf)
 
-        start, end = look(0.0, first, turned), look(duration_s, last, turned)
+        # Of a motion, half of what the joints turn is room enough at either end.
+        pairs, need = self._all_pairs, self._pair_levers @ turned
+        start = _Look(0.0, first, room(first), self._apart(first, nearest, need / 2, pairs))
+        end = _Look(duration_s, last, room(last), self._apart(last, nearest, need / 2, pairs))
         if start.blocked or end.blocked:
             return start.blocked or end.blocked
-        pieces = [(start, end)]
+        pieces = [(start, end, pairs)]
         while pieces:
-            one, other = pieces.pop()
+            one, other, pairs = pieces.pop()
             turned = _turned(one.positions, other.positions)
             if turned.sum() <= APART_RAD:
                 continue
             roomy = one.room + other.room >= self._levers @ turned
-            if roomy and (one.apart + other.apart >= self._pair_levers @ turned).all():
+            need = self._pair_levers[pairs] @ turned
+            doubtful = (one.apart + other.apart < need).nonzero()[0]
+            if roomy and not doubtful.size:
                 continue
             after_s = (one.after_s + other.after_s) / 2
-            middle = look(after_s, path(after_s), turned)
+            positions, pairs = path(after_s), pairs[doubtful]
+            apart = self._apart(positions, nearest, need[doubtful] / 2, pairs)
+            middle = _Look(after_s, positions, inf if roomy else room(positions), apart)
             if middle.blocked:
                 return middle.blocked
-            pieces += [(one, middle), (middle, other)]
+            one, other = (look._replace(apart=look.apart[doubtful]) for look in (one, other))
+            pieces += [(one, middle, pairs), (middle, other, pairs)]
         return ""
 
     def _rooms(self, positions: list[float]) -> list[float]:
@@ -131,14 +138,14 @@ class Clearance:
         links = self._links
         return 0.0 if links is None else links.nearest(positions) - links.minimum_m
 
-    def _apart(self, positions: list[float], nearest: float, enough: np.ndarray) -> np.ndarray:
-        """(pairs,) how much further apart than ``nearest`` beyond their minimum links are, m, looked at up to
+    def _apart(self, positions: list[float], nearest: float, enough: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+        """(pairs,) how much further apart than ``nearest`` beyond their minimum those links are, m, looked at up to
         ``enough`` (pairs,)."""
         links = self._links
-        if links is None:
+        if links is None or not len(pairs):
             return enough  # (0,)
         least = links.minimum_m + nearest
-        return links.apart(positions, enough + least) - least
+        return links.apart(positions, enough + least, pairs) - least
 
 
 def _turned(one: list[float], other: list[float]) -> np.ndarray:

@@ -147,7 +147,8 @@ class DrivenArm:
                     self.takeover.begin(self.limiter.stop_positions, self.gripper)
                 positions, gripper, self.person = self.takeover.target(intent, now_ns())
                 if self.person:
-                    answer = self.limiter.follow(positions)
+                    towards = self.takeover.tracker.follow(at_ns - self.latency_ns, last, self.limiter.dt_s)
+                    answer = self.limiter.stop() if towards is None else self.limiter.follow(*towards)
                 else:  # let go: what has not been followed yet is forgotten
                     answer = self.limiter.stop()
                     positions = self.limiter.stop_positions

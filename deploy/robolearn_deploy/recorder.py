@@ -22,6 +22,8 @@ from robolearn_data.recorder import Count, Recorder
 from robolearn_data.schema import Schema, Stream, UserError
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.operator import beat
+from robolearn_deploy.starting import POLL_S as _IDLE_S
+from robolearn_deploy.starting import START_S
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
 _LOG = logging.getLogger(__name__)
@@ -29,9 +31,8 @@ _LOG = logging.getLogger(__name__)
 POLL_S = 0.1
 """A ring must have room for three times that, at the rate of its device."""
 
-START_S, ANSWER_S, SAVE_S = 60.0, 10.0, 120.0
-"""In which the process must have started; must answer; must have published an episode, which a slow disk makes long."""
-_IDLE_S = 0.02
+ANSWER_S, SAVE_S = 10.0, 120.0
+"""In which the process must answer; must have published an episode, which a slow disk makes long."""
 
 BACKLOG_BYTES = 256 * 2**20
 """Samples of each device that wait in memory while the disk stands still; three cameras have 9 s."""
@@ -115,10 +116,19 @@ class RecorderProcess:
     """
 
     def __init__(
-        self, path: Path, steps: RingHandle, sources: Mapping[str, RingHandle], beats: RingHandle | None = None
+        self,
+        path: Path,
+        steps: RingHandle,
+        sources: Mapping[str, RingHandle],
+        beats: RingHandle | None = None,
+        starting: Callable[[], None] = lambda: None,
     ) -> None:
-        """``beats``: a ring of ``operator.BEAT_FIELDS`` in which it says about ten times a second that it records."""
-        self.idle: Callable[[], None] = lambda: None
+        """
+        Args:
+            beats: a ring of ``operator.BEAT_FIELDS`` in which it says about ten times a second that it records.
+            starting: ``idle`` until it has started.
+        """
+        self.idle = starting
         """Called about fifty times a second while an answer is waited for."""
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -128,9 +138,10 @@ class RecorderProcess:
         theirs.close()
         try:
             self._answer()
-        except RecordingError:
+        except BaseException:
             self.close()
             raise
+        self.idle = lambda: None
 
     @property
     def pid(self) -> int:

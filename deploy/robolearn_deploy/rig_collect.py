@@ -19,6 +19,7 @@ from robolearn_data.dataset import Dataset, DatasetError
 from robolearn_data.selection import episode_infos
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy import warmup
+from robolearn_deploy.collect_ring import collect_record
 from robolearn_deploy.collect_session import (
     Act,
     CollectSession,
@@ -27,7 +28,6 @@ from robolearn_deploy.collect_session import (
     SessionOptions,
     Stage,
     Tally,
-    collect_record,
 )
 from robolearn_deploy.dashboard.rings import Phase
 from robolearn_deploy.operator import Command
@@ -100,8 +100,8 @@ def collect_on_rig(
     assert options.out is not None
     tallies, options, continued = _continue(options, rig, session)
     began = time.monotonic()
-    with opened(rig, None, None, options) as (run, stop_asked):
-        log = run.begin(stop_asked, watcher)
+    with opened(rig, None, None, options, watcher.message) as (run, stop_asked):
+        log = run.begin(watcher)
         course = CollectSession(session, tallies)
         collecting = _Collecting(run, course, log, stop_asked, watcher)
         checks = collecting.warm_up(rig, continued)

@@ -1,9 +1,16 @@
-"""Which streams a run on a rig has, and whether a policy or a dataset fits them."""
+"""Which streams a run on a rig has, and whether a policy, a dataset or a person's devices fit it."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from robolearn.policies.spec import PolicySpec, SpecError
-from robolearn_data.schema import Schema, Stream
+from robolearn_data.dataset import Dataset, DatasetError
+from robolearn_data.schema import Schema, Stream, UserError
+from robolearn_data.writer import DatasetWriter
+from robolearn_deploy.rig_options import RigOptions
 from robolearn_hardware.rig import Rig
 
 
@@ -41,3 +48,30 @@ def check_fits(spec: PolicySpec, schema: Schema, rig: str) -> None:
     names, wanted = schema.streams["action"].names, spec.action.names
     if wanted and names != wanted:
         raise SpecError(f"the policy moves {', '.join(wanted)}; the rig {rig!r} has {', '.join(names)}")
+
+
+def teleoperator_pairs(rig: Rig, options: RigOptions) -> dict[str, str]:
+    """Teleoperator, or "page" -> the arm that it moves. Raises UserError: one of them is not there."""
+    for teleoperator, arm in options.teleoperators.items():
+        there = [*rig.teleoperators, *(["page"] if options.page is not None else [])]
+        if teleoperator not in there or arm not in rig.arms:
+            valid = f"{', '.join(there) or 'none'}; arms: {', '.join(rig.arms)}"
+            raise UserError(f"{teleoperator}:{arm} is not in rig {rig.name}; its teleoperators: {valid}")
+    return dict(options.teleoperators)
+
+
+def prepare_dataset(options: RigOptions, rig: Rig, schema: Schema, start_pose: np.ndarray) -> None:
+    """A dataset at ``options.out``: a new one, or the one that the run goes on with.
+
+    Raises:
+        DatasetError: it cannot be made; the one that is there has other streams.
+    """
+    assert options.out is not None
+    if not options.resume:
+        facts = {"rig": rig.name, "rig_fingerprint": rig.fingerprint}
+        metadata: dict[str, Any] = {**facts, "start_pose": start_pose.tolist(), **options.metadata}
+        DatasetWriter.create(options.out, schema, metadata=metadata).close()
+        return
+    there = Dataset.open(options.out).schema
+    if there != schema:
+        raise DatasetError(f"{options.out} cannot be continued here: {schema_difference(there, schema)}")

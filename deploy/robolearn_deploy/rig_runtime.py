@@ -15,24 +15,20 @@ heartbeat does, and the servo process brings the arms to rest; so it does when t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from robolearn.policies.spec import PolicySpec
-from robolearn_data.dataset import Dataset, DatasetError
-from robolearn_data.schema import Schema, UserError, read_text
-from robolearn_data.writer import DatasetWriter
+from robolearn_data.dataset import DatasetError
+from robolearn_data.schema import read_text
 from robolearn_deploy.channels import chunk_fields
-from robolearn_deploy.collect_session import COLLECT_FIELDS
+from robolearn_deploy.collect_ring import COLLECT_FIELDS
 from robolearn_deploy.dashboard.access import address, listen
 from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageArm, Phase, RigRings, units_of
 from robolearn_deploy.dashboard.server import run_page
@@ -41,7 +37,8 @@ from robolearn_deploy.inference import Inference
 from robolearn_deploy.operator import BEAT_FIELDS, COMMAND_FIELDS, Command, Commands, Operator, beat
 from robolearn_deploy.policy_process import PolicyOptions, policy_process
 from robolearn_deploy.recorder import RecorderProcess, sample_fields, step_fields
-from robolearn_deploy.rig_fit import check_fits, force_streams, schema_difference
+from robolearn_deploy.rig_devices import RigDevices, open_devices
+from robolearn_deploy.rig_fit import prepare_dataset, teleoperator_pairs
 from robolearn_deploy.rig_log import RigLog, RigMeasured, RigReport
 from robolearn_deploy.rig_options import RigOptions, RigWatcher
 from robolearn_deploy.rig_processes import fast_process, force_process, teleop_process
@@ -49,17 +46,15 @@ from robolearn_deploy.rig_senses import SESSION_FIELDS, RigHandles, RigSenses
 from robolearn_deploy.rig_session import POLL_S, REST_S, Session, lives
 from robolearn_deploy.runtime import signals_noted
 from robolearn_deploy.schedulers import find
-from robolearn_deploy.servo import ServoProcess
 from robolearn_deploy.servo_process import ServoHandles, tick_fields
 from robolearn_deploy.stall import CAMERA_NS, RECORDER_NS, SUPERVISOR_NS, Watch
+from robolearn_deploy.starting import START_S, Starting
 from robolearn_deploy.takeover import intent_fields
 from robolearn_deploy.worker import Worker, wait_ready
-from robolearn_hardware.cameras.process import CameraProcess, open_cameras
 from robolearn_hardware.clock import now_ns, period_ns
 from robolearn_hardware.rig import Rig
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
-START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
 SLOTS_S = 4.0
 """How long whoever reads states and ticks may be busy elsewhere."""
@@ -96,8 +91,8 @@ def run_rig(
         DatasetError, RecordingError: the recording cannot be made.
     """
     watcher = watcher or _Nobody()
-    with opened(rig, policy, policy_spec, options) as (run, stop_asked):
-        log = run.begin(stop_asked, watcher)
+    with opened(rig, policy, policy_spec, options, watcher.message) as (run, stop_asked):
+        log = run.begin(watcher)
         session = Session(run, log, stop_asked, watcher)
         failure = session.run()
         return run.report(log, failure, session.episodes, session.successes)
@@ -105,10 +100,14 @@ def run_rig(
 
 @contextmanager
 def opened(
-    rig: Rig, policy: Callable[[], Inference] | None, policy_spec: PolicySpec | None, options: RigOptions
+    rig: Rig,
+    policy: Callable[[], Inference] | None,
+    policy_spec: PolicySpec | None,
+    options: RigOptions,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[tuple[RigRun, Callable[[], bool]]]:
     """The devices, connected, and the processes, started; and whether a signal asked to stop. At the end the arms rest
-    and the processes are gone. Raises as ``run_rig``."""
+    and the processes are gone. ``say`` is told what takes long. Raises as ``run_rig``, and KeyboardInterrupt."""
     thinker = None
     if policy is not None:
         assert policy_spec is not None
@@ -116,23 +115,12 @@ def opened(
         thinker = _Policy(policy, policy_spec, execute)
     if options.out is not None and options.out.exists() and not options.resume:
         raise DatasetError(f"{options.out} exists; choose another path for the recording")
-    observed = thinker.spec.observation if thinker else {}
-    seen = {n: c for n, c in rig.cameras.items() if options.out is not None or n in observed or thinker is None}
-    felt = {n: c for n, c in rig.force_sensors.items() if options.out is not None or f"wrench_{n}" in observed}
-    rig = dataclasses.replace(rig, force_sensors=felt)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(signals_noted())
         listening = stack.enter_context(listen(options.page)) if options.page is not None else None
-        latency = {name: rig.where(name).latency_ms for name in seen}
-        cameras = stack.enter_context(open_cameras(seen, latency))
-        servo = stack.enter_context(ServoProcess(rig, options.servo))
-        infos = {name: camera.info for name, camera in cameras.items()}
-        rate_hz = thinker.spec.rate_hz if thinker else options.rate_hz
-        schema = servo.layout.schema(rate_hz, servo.rate_hz, infos, wrench=servo.measures_force)
-        schema = Schema(rate_hz, {**schema.streams, **force_streams(rig)})
-        if thinker:
-            check_fits(thinker.spec, schema, rig.name)
-        yield RigRun(stack, rig, servo, cameras, schema, thinker, options, listening), stop_asked
+        starting = Starting(stop_asked, say)
+        devices = open_devices(stack, rig, thinker.spec if thinker else None, options, starting)
+        yield RigRun(stack, devices, thinker, options, listening, starting), stop_asked
 
 
 @dataclass(frozen=True)
@@ -150,18 +138,17 @@ class RigRun:
     def __init__(
         self,
         stack: ExitStack,
-        rig: Rig,
-        servo: ServoProcess,
-        cameras: Mapping[str, CameraProcess],
-        schema: Schema,
+        devices: RigDevices,
         thinker: _Policy | None,
         options: RigOptions,
         listening: socket.socket | None,
+        starting: Starting,
     ) -> None:
         """``listening``: where the page is to be."""
-        self._rig, self._servo, self.cameras, self.options = rig, servo, cameras, options
+        self._starting = starting
+        self._rig, self._servo, self.cameras, self.schema = rig, servo, cameras, schema = devices
+        self.options = options
         self.go = Command.RESUME if thinker else Command.TAKE_OVER
-        self.schema = schema
         self.start_pose = servo.start if options.servo.reset is None else np.array(options.servo.reset)
         """(N,) where RESET goes."""
         self.layout, self.rate_hz = servo.layout, servo.rate_hz
@@ -179,7 +166,7 @@ class RigRun:
         self.session = ring(SESSION_FIELDS, 4)
         self.instruction = ring(sample_fields(schema.streams["instruction"]), 16)
         self.heart = ring(BEAT_FIELDS, 4)
-        pairs = self._pairs()
+        self._pairs = pairs = teleoperator_pairs(rig, options)
         self.commands = {name: ring(COMMAND_FIELDS, 64) for name in ("supervisor", "person", *{"page": 0, **pairs})}
         self.notes, self.progress = ring(NOTE_FIELDS, 64), ring(PROGRESS_FIELDS, 4)
         self.collect = ring(COLLECT_FIELDS, 16)
@@ -216,9 +203,10 @@ class RigRun:
         self.recorder_heart: Ring | None = None
         if options.out is not None:
             self.recorder_heart = ring(BEAT_FIELDS, 4)
-            self._prepare(options.out)
+            prepare_dataset(options, rig, schema, self.start_pose)
+            starting.begin("the recorder")
             self.recorder = stack.enter_context(
-                RecorderProcess(options.out, self.steps.handle, everything, self.recorder_heart.handle)
+                RecorderProcess(options.out, self.steps.handle, everything, self.recorder_heart.handle, starting)
             )
             watches.append(Watch("recorder", RECORDER_NS, teleop=thinker is None))
             beats["recorder"] = self.recorder_heart.handle
@@ -287,7 +275,7 @@ class RigRun:
             notes=self.notes.handle,
             progress=self.progress.handle,
             session=self.session.handle,
-            teleoperators=bool(self._pairs()),
+            teleoperators=bool(self._pairs),
             arms=self._page_arms(),
             forces=self._forces,
             dataset=self.options.out,
@@ -298,21 +286,18 @@ class RigRun:
         """Those that viewers of the page move."""
         layout = self._servo.layout
         named = {info.name: (info, part.start) for info, part in zip(layout.arms, layout.slices, strict=True)}
-        moved = [arm for name, arm in self._pairs().items() if name == "page"]
+        moved = [arm for name, arm in self._pairs.items() if name == "page"]
         return {
             arm: PageArm(self.intents[arm].handle, named[arm][0].joints, named[arm][0].model, named[arm][1])
             for arm in moved
         }
 
-    def begin(self, stop_asked: Callable[[], bool], watcher: RigWatcher) -> RigLog:
+    def begin(self, watcher: RigWatcher) -> RigLog:
         """Wait for every process and let all go; from here on the servo loop runs."""
-
-        def starting() -> None:
-            if stop_asked():
-                raise KeyboardInterrupt
-
-        wait_ready(list(self.workers.values()), START_TIMEOUT_S, starting)
+        self._starting.begin("the processes " + ", ".join(self.workers))
+        wait_ready(list(self.workers.values()), START_S, self._starting)
         self.beat()
+        self._starting.begin("the servo loop")
         self._servo.begin(self._servo_handles)
         for note in self._servo.granted.missing:
             watcher.message(note)
@@ -401,26 +386,6 @@ class RigRun:
         if self.recorder is not None and not lives(self.recorder.pid):
             return "the recorder process has ended; what was saved is whole"
         return ""
-
-    def _pairs(self) -> dict[str, str]:
-        named, rig = dict(self.options.teleoperators), self._rig
-        for teleoperator, arm in named.items():
-            there = [*rig.teleoperators, *(["page"] if self.options.page is not None else [])]
-            if teleoperator not in there or arm not in rig.arms:
-                valid = f"{', '.join(there) or 'none'}; arms: {', '.join(rig.arms)}"
-                raise UserError(f"{teleoperator}:{arm} is not in rig {rig.name}; its teleoperators: {valid}")
-        return named
-
-    def _prepare(self, out: Path) -> None:
-        """A dataset for this rig at ``out``."""
-        if not self.options.resume:
-            facts = {"rig": self._rig.name, "rig_fingerprint": self._rig.fingerprint}
-            metadata: dict[str, Any] = {**facts, "start_pose": self.start_pose.tolist(), **self.options.metadata}
-            DatasetWriter.create(out, self.schema, metadata=metadata).close()
-            return
-        there = Dataset.open(out).schema
-        if there != self.schema:
-            raise DatasetError(f"{out} cannot be continued here: {schema_difference(there, self.schema)}")
 
     def _bring_to_rest(self) -> None:
         """The servo process ends when its arms rest; whoever it hears must live until then."""

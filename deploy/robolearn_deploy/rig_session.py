@@ -68,6 +68,8 @@ class Session:
     def run(self) -> str:
         """Until the run is over; why it failed, or an empty string."""
         options = self._run.options
+        if self._run.recorder is not None:  # which may take long to publish an episode
+            self._run.recorder.idle = self._attend
         while not self._over() and (options.episodes is None or self.episodes < options.episodes):
             if self.episodes and not self._reset():
                 break
@@ -153,13 +155,17 @@ class Session:
     def _poll(self) -> Iterator[Command]:
         """One look at everything; what people said."""
         time.sleep(POLL_S)
+        self._attend()
+        yield from self._run.heard()
+
+    def _attend(self) -> None:
+        """What must go on at all times: to live, to hear the keys of whoever watches, to pass on what happens."""
         self._run.beat()
         self._log.drain()
         self._watcher.progress(time.monotonic() - self._began, self._log.measured, self.episodes)
         for line in self._run.noted():
             self._watcher.message(line)
         self._run.report_progress(self._phase, self.episodes, self.successes)
-        yield from self._run.heard()
 
 
 def lives(pid: int) -> bool:

@@ -34,6 +34,7 @@ from robolearn_deploy.policy_process import PolicyOptions, policy_process
 from robolearn_deploy.report import Report
 from robolearn_deploy.schedulers import find
 from robolearn_deploy.senses import WorldSenses
+from robolearn_deploy.starting import START_S, Starting
 from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_hardware.clock import period_ns
 
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from robolearn_deploy.world_people import People, PeopleOptions
 
 POLL_S = 0.02
-START_TIMEOUT_S = 180.0
-"""A simulator may compile its kernels when it is started for the first time on a machine."""
 STOP_TIMEOUT_S = 10.0
 HOLD_AFTER_FAILURE_S = 1.0
 """How long a run whose policy has failed goes on holding before it ends."""
@@ -160,12 +159,14 @@ def run(
         actor = Worker("control", control_process, channels.handles, world, acting)
         workers.append(actor)
 
+        patience = Starting(stop_asked, watcher.message)
+        patience.begin("policy and world")
+
         def starting() -> None:
             watcher.progress(0.0, Measurements())
-            if stop_asked():
-                raise KeyboardInterrupt
+            patience()
 
-        wait_ready([*workers, *(people.workers.values() if people else ())], START_TIMEOUT_S, starting)
+        wait_ready([*workers, *(people.workers.values() if people else ())], START_S, starting)
         writer = None
         if options.out is not None:
             made = DatasetWriter.create(options.out, recording_schema(schema, texts), metadata=options.metadata)

@@ -81,6 +81,7 @@ class SelfDistance:
         geoms = np.array([made.geom(f"capsule {i}").id for i in range(len(capsules))])[pairs]
         self._one, self._other = geoms[:, 0], geoms[:, 1]
         self._geoms = geoms.tolist()
+        self._all = np.arange(len(geoms))
         self._reach = made.geom_rbound[geoms].sum(1)
         self._between = np.zeros(6)
         ends = [_farthest(capsules[a], capsules[b]) for a, b in self.pairs]
@@ -104,16 +105,19 @@ class SelfDistance:
             smallest = min(smallest, distance(model, data, *self._geoms[i], up_to_m + 0.001, self._between))
         return smallest
 
-    def apart(self, positions: np.ndarray | list[float], up_to_m: np.ndarray) -> np.ndarray:
-        """Distance of each of ``pairs`` at joint ``positions`` (J,) rad, m; of one that is farther apart than its
-        ``up_to_m`` (pairs,), a number that lies between that and its distance."""
+    def apart(
+        self, positions: np.ndarray | list[float], up_to_m: np.ndarray, which: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Distance of each of ``pairs[which]`` (all if None) at joint ``positions`` (J,) rad, m; of one that is farther
+        apart than its ``up_to_m`` (which,), a number that lies between that and its distance."""
+        which = self._all if which is None else which
         model, data, distance = self._model, self._data, self._mujoco.mj_geomDistance
         data.qpos[:] = positions
         self._mujoco.mj_kinematics(model, data)
-        way = data.geom_xpos[self._one] - data.geom_xpos[self._other]
-        found = np.sqrt((way * way).sum(1)) - self._reach  # between the spheres around both
+        way = data.geom_xpos[self._one[which]] - data.geom_xpos[self._other[which]]
+        found = np.sqrt((way * way).sum(1)) - self._reach[which]  # between the spheres around both
         for i in (found < up_to_m).nonzero()[0].tolist():
-            found[i] = distance(model, data, *self._geoms[i], up_to_m[i] + 0.001, self._between)
+            found[i] = distance(model, data, *self._geoms[which[i]], up_to_m[i] + 0.001, self._between)
         return found
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,11 +16,9 @@ from robolearn_deploy.driven_arm import ServoOptions
 from robolearn_deploy.realtime import Realtime
 from robolearn_deploy.rig_streams import RigLayout
 from robolearn_deploy.servo_process import END_S, ServoHandles, run_servo
+from robolearn_deploy.starting import POLL_S, START_S
 from robolearn_hardware.devices import DeviceError
 from robolearn_hardware.rig import Rig
-
-START_S = 30.0
-"""Each arm has 10 s to connect, and the process must start."""
 
 
 class ServoProcess:
@@ -31,11 +31,15 @@ class ServoProcess:
     measures_force: bool
     granted: Realtime
 
-    def __init__(self, rig: Rig, options: ServoOptions) -> None:
+    def __init__(self, rig: Rig, options: ServoOptions, idle: Callable[[], None] = lambda: None) -> None:
         """
+        Args:
+            idle: is called while the process is waited for, see ``starting.Starting``.
+
         Raises:
             DeviceError: an arm cannot be connected, as its driver says, or not in time.
         """
+        self._idle = idle
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_run, args=(rig, options, theirs), name="servo")
@@ -88,9 +92,12 @@ class ServoProcess:
         self.close()
 
     def _answer(self, kind: str) -> Any:
+        end = time.monotonic() + START_S
         try:
-            if not self._pipe.poll(START_S):
-                raise DeviceError(f"the arms are not connected after {START_S:g} s; is the machine overloaded?")
+            while not self._pipe.poll(POLL_S):
+                self._idle()
+                if time.monotonic() > end:
+                    raise DeviceError(f"the arms are not connected after {START_S:g} s; is the machine overloaded?")
             found, value = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(1)

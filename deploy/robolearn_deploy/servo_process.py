@@ -8,6 +8,7 @@ network; drivers whose SDK might block run in processes of their own (``robolear
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -122,8 +123,9 @@ def run_servo(rig: Rig, options: ServoOptions, pipe: Connection) -> None:
         realtime.freeze_garbage()
         servo.run()
     except DeviceError as error:
-        pipe.send(("error", str(error)))
-    except EOFError:  # the parent has ended
+        with contextlib.suppress(OSError):
+            pipe.send(("error", str(error)))
+    except (EOFError, OSError):  # the parent has ended, or waits no more
         pass
     finally:
         for arm in arms:

@@ -16,6 +16,7 @@ import numpy as np
 
 from robolearn_deploy.rotations import conjugate, exp, product, rotated, unit
 from robolearn_deploy.stall import TELEOPERATOR_NS as STALE_NS
+from robolearn_deploy.tracking import Tracker
 from robolearn_hardware.clock import SECOND_NS
 from robolearn_hardware.devices import ArmInfo, DeviceError, Intent, LimitError
 from robolearn_hardware.kinematics import DifferentialIK, Kinematics, Pose, Twist, pose_error
@@ -75,6 +76,8 @@ class TakeOver:
         self._leader: np.ndarray | None = None
         self._hand: Hand | None = None
         self._capture_ns = self._asked_ns = 0
+        self.tracker = Tracker(arm.limits.velocity)
+        """Of the targets, reading by reading."""
 
     def prepare(self) -> None:
         """Make ready for twists and displacements: too long for a tick. An arm without a kinematic model does not
@@ -87,10 +90,12 @@ class TakeOver:
         self._target, self._gripper = positions.copy(), gripper
         self._leader = self._hand = None
         self._capture_ns = 0
+        self.tracker.forget()
 
     def rest(self, positions: np.ndarray) -> None:
         """Nobody holds the arm, which comes to rest at ``positions`` (J,) rad: from there they go on."""
         self._target = positions.copy()
+        self.tracker.forget()
 
     def target(self, record: np.void | None, now_ns: int) -> tuple[np.ndarray, float, bool]:
         """Joint targets (J,), gripper, and whether somebody holds the deadman. Without, the targets mean nothing: the
@@ -128,6 +133,8 @@ class TakeOver:
             since_s = min(capture_ns - self._capture_ns, STALE_NS) / SECOND_NS
             if record["twist"].any():  # without, a joint too many would creep
                 self._step(self._ik, self._twist(self._ik, record), since_s)
+        if capture_ns > self._capture_ns:
+            self.tracker.measure(capture_ns, self._target, now_ns)
         self._capture_ns = capture_ns
         if np.isfinite(record["gripper"]):
             self._gripper = float(np.clip(record["gripper"], 0, 1))

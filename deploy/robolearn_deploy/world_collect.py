@@ -22,15 +22,14 @@ from robolearn_data.schema import Schema
 from robolearn_data.world import World, WorldSpec
 from robolearn_deploy import warmup
 from robolearn_deploy.channels import chunk_fields
+from robolearn_deploy.collect_ring import COLLECT_FIELDS, collect_record
 from robolearn_deploy.collect_session import (
-    COLLECT_FIELDS,
     Act,
     CollectSession,
     Inputs,
     SessionOptions,
     Stage,
     Tally,
-    collect_record,
 )
 from robolearn_deploy.dashboard.rings import Phase, RigRings
 from robolearn_deploy.operator import BEAT_FIELDS, Command, Operator, beat
@@ -43,7 +42,8 @@ from robolearn_deploy.stall import State, Watch
 from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_deploy.world_people import SLOTS_S, People, PeopleOptions
 from robolearn_deploy.world_process import DONE_FIELDS, START_FIELDS, WorldHandles, run_world
-from robolearn_hardware.clock import now_ns
+from robolearn_deploy.world_report import SessionReport, WorldMeasured
+from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns
 from robolearn_hardware.machine import Check
 from robolearn_hardware.ring import Field, Ring
 
@@ -52,6 +52,10 @@ WARM_UP_S = 1.0
 """The world is looked at for so long before the session begins."""
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
+MARGIN_NS = SECOND_NS // 3
+"""The world says that an episode is over; the session would, so long after that."""
+SLOW = 0.9
+"""A world that makes less than this share of its steps a second is said to be slow."""
 RECORDING = (Stage.EPISODE, Stage.STOPPING, Stage.JUDGING)
 """An episode is recorded, or waits for its verdict."""
 UNSOLVED = "the world does not count it as solved: failure, discard or redo"
@@ -71,59 +75,6 @@ class WorldSession:
     """Task -> what the dataset holds already."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """JSON values for every episode."""
-
-
-@dataclass
-class WorldMeasured:
-    """Since the session began. Times in ns."""
-
-    lateness: list[int] = field(default_factory=list)
-    step: list[int] = field(default_factory=list)
-    drawing: list[int] = field(default_factory=list)
-    missed: int = 0
-    state: State | None = None
-    person: bool = False
-    due_ns: int = 0
-    """Of the newest tick."""
-    steps: int = 0
-    score: float = 0.0
-    """Of the episode in flight."""
-
-    @property
-    def cause(self) -> str:
-        """What is there to say, for a person."""
-        return f"step {self.steps}, score {self.score:.2f}"
-
-
-@dataclass(frozen=True)
-class SessionReport:
-    """What is said at the end."""
-
-    saved: int
-    discarded: int
-    episodes: int
-    """In the dataset."""
-    successes: int
-    rate_hz: float
-    ticks: int
-    missed: int
-    lateness: Spread
-    world_step: Spread
-    drawing: Spread
-    failure: str
-    """Why it ended early; empty where it did not."""
-
-    def __str__(self) -> str:
-        return "\n".join(
-            [
-                f"episodes  {self.episodes} ({self.successes} successes); saved {self.saved} and discarded "
-                f"{self.discarded} in this session",
-                f"clock     {self.ticks} ticks at {self.rate_hz:g} Hz, {self.missed} deadlines missed",
-                f"lateness  {self.lateness}",
-                f"world     {self.world_step}",
-                f"drawing   {self.drawing}",
-            ]
-        )
 
 
 class SessionWatcher(Protocol):
@@ -219,8 +170,10 @@ class _Session:
         self._began = time.monotonic()
         self._next_done = 0
         self._episode, self._seed = -1, options.seed - 1
-        self._state, self._there, self._judged = State.STOPPED, False, -1
-        self._solved = self._again = self._fresh = False
+        self._there, self._judged = False, -1
+        self._solved = self._again = self._fresh = self._unsolved = False
+        self._period_ns = period_ns(spec.schema.rate_hz)
+        self._slowest_hz: float | None = None
 
     def run(self, stop_asked: Callable[[], bool]) -> SessionReport:
         def starting() -> None:
@@ -279,15 +232,21 @@ class _Session:
         return said
 
     def _decide(self, commands: Sequence[Command]) -> None:
+        if self.session.stage is Stage.EPISODE:  # it ends by the world's time, which stands still while nobody moves it
+            left = self._spec.max_steps - self._measured.steps
+            self.session.ends_ns = now_ns() + left * self._period_ns + MARGIN_NS
         inputs = Inputs(
             now_ns=now_ns(),
             commands=commands,
-            at_rest=self._state in (State.STOPPED, State.E_STOPPED),
+            at_rest=self._measured.state in (State.STOPPED, State.E_STOPPED),
             at_start=self._there,
-            driving=self._state is State.TELEOP,
-            fault="the e-stop is pressed; release it" if self._state is State.E_STOPPED else "",
+            driving=self._measured.state is State.TELEOP,
+            fault="the e-stop is pressed; release it" if self._measured.state is State.E_STOPPED else "",
         )
-        for act in self.session.tick(inputs):
+        acts = self.session.tick(inputs)
+        if Command.STOP in commands and self._unsolved:
+            self.session.note, self._unsolved = UNSOLVED, False
+        for act in acts:
             try:
                 self._do(act)
             except RecordingError as error:
@@ -312,6 +271,7 @@ class _Session:
             case Act.SAVE:
                 self._recorder.save(success=self.session.success, score=self._measured.score)
                 self.session.kept(now_ns())
+                self._tell_pace()
             case Act.DISCARD:
                 self._recorder.discard()
                 self.session.kept(now_ns())
@@ -325,8 +285,20 @@ class _Session:
         self._again, self._fresh = False, True
         self._episode += 1
         self._solved, self._there = False, False
-        self._measured.steps, self._measured.score = 0, 0.0
+        self._measured.begin()
         self._starts.publish({"episode": self._episode, "seed": self._seed})
+
+    def _tell_pace(self) -> None:
+        """Where the episode was slower than real time: what the person did was faster than it will look."""
+        reached, asked = self._measured.rate_hz, self._spec.schema.rate_hz
+        if reached is None:
+            return
+        self._slowest_hz = min(reached, self._slowest_hz or reached)
+        if reached < SLOW * asked:
+            self._watcher.message(
+                f"the world made {reached:.1f} steps a second of {asked:g}, slower than real time: record without "
+                "--images, or close what else uses the processor"
+            )
 
     def _person_says(self) -> Iterator[Command]:
         stage = self.session.stage
@@ -334,8 +306,7 @@ class _Session:
             if stage in RECORDING:
                 self._again = command is Command.REDO
                 if command is Command.SUCCESS and not self._solved:
-                    self._watcher.message(UNSOLVED)
-                    command = Command.STOP
+                    command, self._unsolved = Command.STOP, True
             yield command
 
     def _world_says(self) -> Iterator[Command]:
@@ -351,18 +322,11 @@ class _Session:
         m = self._measured
         for index, done in self._done.since(self._next_done):
             self._next_done = index + 1
-            m.lateness.append(int(done["woke_ns"] - done["due_ns"]))
-            m.missed += int(done["missed"])
-            if done["step_ns"]:
-                m.step.append(int(done["step_ns"]))
-            if done["drawn_ns"]:
-                m.drawing.append(int(done["drawn_ns"]))
-            self._state, m.person = State(int(done["state"])), bool(done["person"])
-            m.state, m.due_ns = self._state, int(done["due_ns"])
-            if done["episode"] == self._episode:
+            mine = int(done["episode"]) == self._episode
+            m.take(done, mine=mine)
+            if mine:
                 self._there = True
                 self._solved |= bool(done["success"])
-                m.steps, m.score = int(done["steps"]), float(done["score"])
 
     def _show(self) -> None:
         session = self.session
@@ -388,6 +352,7 @@ class _Session:
             episodes=session.total,
             successes=session.successes,
             rate_hz=self._spec.schema.rate_hz,
+            rate_reached_hz=self._slowest_hz,
             ticks=len(m.lateness),
             missed=m.missed,
             lateness=Spread.of(m.lateness),

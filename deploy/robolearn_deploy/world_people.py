@@ -68,7 +68,7 @@ class People:
 
         Args:
             chunks: of ``channels.chunk_fields``, empty where nobody thinks.
-            collect: of ``collect_session.COLLECT_FIELDS``.
+            collect: of ``collect_ring.COLLECT_FIELDS``.
 
         Raises:
             PageError: the page cannot be shown as asked.

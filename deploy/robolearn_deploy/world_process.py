@@ -99,6 +99,7 @@ class _DrivenWorld:
         self._beats = [attach(handle) for handle in handles.beats.values()]
         self._stall = StallContract(handles.watches)
         self._e_stop = self._begun = False
+        self._why = ""
         self._parent = os.getppid()
         self._episode = -1
         self._begin(-1, 0)
@@ -184,6 +185,8 @@ class _DrivenWorld:
                 command=self._obey(),
             )
         )
+        if order.entered:
+            self._why = order.cause  # as it waits on, the contract says that it lacks a plan, which nobody makes here
         if order.state is State.TELEOP and before is not State.TELEOP:
             self._driver.begin(self._observation)
         return order.state
@@ -211,7 +214,7 @@ class _DrivenWorld:
         if state is State.STOPPED and not self._begun:
             return "between episodes"
         if state is not State.TELEOP or person:
-            return self._stall.cause
+            return self._why
         return "nobody holds the deadman" if self._count else "the world begins to move when the deadman is held"
 
     def _over(self) -> bool:

@@ -41,8 +41,8 @@ class Collect:
     """Or a simulated world: lift, pusht, ... By default lift."""
     teleop: Several = ()
     """Who demonstrates. On a rig: a teleoperator of it, or page, with :ARM where there are several arms; by default the
-    only one of the rig. In a world: page, KIND or KIND:PORT of a teleoperator at this machine, or scripted (the
-    default)."""
+    only one of the rig. In a world: page, KIND or KIND:PORT of a teleoperator at this machine (gamepad, keyboard,
+    so101_leader:/dev/ttyACM0; KIND:twin pretends that there is one), or scripted (the default)."""
     task: Several = ()
     """What the person does, in words: --task "put the banana on the plate". Given several times, the tasks take
     turns."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from robolearn.cli.collect import Collect, CollectError, page_of, tasks_of
@@ -35,26 +37,25 @@ def collect_in_world_by_person(options: Collect, world: str) -> int:
     from robolearn_sim.worlds import make_world, world_spec
 
     tasks = tasks_of(options) or (world,)
-    world_options = _world_options(options, world, tasks)
-    spec = world_spec(world, **world_options)
-    people = people_of(spec, options.teleop, page_of(options))
     # Nothing has to be set by hand: the next episode begins by itself, and moves when the deadman is held.
     reset_s = 0.0 if options.reset_s is None else options.reset_s
-    # The world ends an episode; the session's own limit is for one that never begins to move.
-    course = SessionOptions(tasks, options.episodes, 60 * options.episode_s, options.countdown_s, reset_s)
+    course = SessionOptions(tasks, options.episodes, options.episode_s, options.countdown_s, reset_s)
+    world_options = _world_options(options, world, tasks)
+    spec = world_spec(world, **world_options)
     how = {"world": world, "teleop": ",".join(options.teleop)}
-    seed, tallies = _dataset(options, spec, how, tasks)
-    session = WorldSession(
-        session=course,
-        people=people,
-        out=options.out,
-        seed=seed,
-        tallies=tallies,
-        info={**how, "operator": options.operator},
-    )
     make = functools.partial(make_world, world, **world_options)
-    with SessionTerminal(options.key, bell=options.bell) as watcher:
-        report = collect_in_world(make, spec, session, watcher)
+    with people_of(spec, options.teleop, page_of(options)) as (people, typed):
+        seed, tallies = _dataset(options, spec, how, tasks)
+        session = WorldSession(
+            session=course,
+            people=people,
+            out=options.out,
+            seed=seed,
+            tallies=tallies,
+            info={**how, "operator": options.operator},
+        )
+        with SessionTerminal(options.key, bell=options.bell, typed=typed) as watcher:
+            report = collect_in_world(make, spec, session, watcher)
     print(report)
     print(f"saved     {options.out}   look at it with: robolearn data info {options.out}")
     if journal.unfinished(options.out) or (options.out / journal.NAME).exists():
@@ -66,19 +67,43 @@ def collect_in_world_by_person(options: Collect, world: str) -> int:
     return 0
 
 
-def people_of(spec: WorldSpec, named: Sequence[str], page: PageOptions | None) -> PeopleOptions:
-    """Who may move the world ``spec``: those at the page, and teleoperators as ``--teleop`` names them.
+@contextmanager
+def people_of(
+    spec: WorldSpec, named: Sequence[str], page: PageOptions | None
+) -> Iterator[tuple[PeopleOptions, Callable[[str], None]]]:
+    """Who may move the world ``spec``: those at the page, and teleoperators as ``--teleop`` names them. Within, the
+    function is to be told the keys typed at the terminal that are no commands, which a keyboard there moves it by.
 
     Raises:
         UsageError, CollectError: nobody could.
     """
     from robolearn_deploy.world_people import PeopleOptions
+    from robolearn_hardware.teleop.shared_terminal import shared_keyboards
+    from robolearn_hardware.twins.host import Twins
 
-    devices = teleoperators(named)
+    teleop, devices = teleop_of(spec), teleoperators(named)
     if page is None and not devices:
         raise UsageError("nobody could move the world: leave --no-page out, or name a teleoperator of this machine")
+    _mirrored(spec, teleop, devices)
     size = VIEW_PX.get(spec.name, 256)
-    return PeopleOptions(teleop_of(spec), (size, size, 3), devices, page)
+    with Twins() as twins:
+        reached = {name: config.with_twin(name, twins) for name, config in devices.items()}
+        with shared_keyboards(reached) as (heard, typed):
+            yield PeopleOptions(teleop, (size, size, 3), heard, page), typed
+
+
+def _mirrored(spec: WorldSpec, teleop: WorldTeleop, devices: Mapping[str, TeleoperatorConfig]) -> None:
+    """Raises UsageError: a leader arm, and no arm in the world that it is like."""
+    from robolearn_deploy.world_teleop import JointTargets
+    from robolearn_hardware.servo.kinds import ServoLeaderConfig
+
+    joints = teleop.positions if isinstance(teleop, JointTargets) else 0
+    for name, config in devices.items():
+        if isinstance(config, ServoLeaderConfig) and len(config.model.joints) != joints:
+            raise UsageError(
+                f"--teleop {name}: the world {spec.name!r} has no arm whose joints could mirror a leader's; "
+                "valid are page, gamepad, keyboard, spacemouse, or the world so101_tabletop with so101_leader"
+            )
 
 
 def teleop_of(spec: WorldSpec) -> WorldTeleop:
@@ -103,7 +128,7 @@ def teleop_of(spec: WorldSpec) -> WorldTeleop:
 
 
 def teleoperators(named: Sequence[str]) -> dict[str, TeleoperatorConfig]:
-    """Those of this machine, by kind.
+    """Those of this machine, by kind: KIND, KIND:PORT (gamepads: part of the name), or KIND:twin.
 
     Raises:
         UsageError, DeviceError: there is no such kind, or it needs a port.
@@ -112,16 +137,19 @@ def teleoperators(named: Sequence[str]) -> dict[str, TeleoperatorConfig]:
 
     found: dict[str, TeleoperatorConfig] = {}
     for text in named:
-        kind, _, port = text.partition(":")
+        kind, _, where = text.partition(":")
         if kind == "page":
             continue
         if kind not in TELEOPERATORS:
             raise UsageError(f"--teleop {text}: valid are page, scripted, {', '.join(sorted(TELEOPERATORS))}")
         make: Any = TELEOPERATORS[kind]
+        address = "port" if "port" in {field.name for field in dataclasses.fields(make)} else "device"
         try:
-            found[kind] = make(port=port) if port else make()
+            found[kind] = make(**{address: where}) if where else make()
         except TypeError:
-            raise UsageError(f"--teleop {text}: say where it is, as {kind}:PORT (or without, if it has none)") from None
+            raise UsageError(
+                f"--teleop {text}: say where it is, as {kind}:PORT; {kind}:twin pretends that there is one"
+            ) from None
     return found
 
 

@@ -109,6 +109,7 @@ def run(options: Deploy) -> int:
     if options.dry_run is not None:
         return _dry_run(options, options.dry_run)
     source = remote_policy(options) if options.policy else local_policy(options)
+    _check_instruction(options, source.spec)
     if options.rig is not None:
         from robolearn.cli.deploy_rig import run_on_rig
 
@@ -198,6 +199,17 @@ def remote_policy(options: Deploy) -> PolicySource:
     return PolicySource(make, spec, scheduler, {"policy": options.policy})
 
 
+def _check_instruction(options: Deploy, spec: PolicySpec) -> None:
+    from robolearn_deploy.channels import TEXT_BYTES
+    from robolearn_deploy.rig_streams import INSTRUCTION_BYTES
+
+    sizes = [stream.shape[0] for stream in spec.observation.values() if stream.kind == "text"]
+    most = min([INSTRUCTION_BYTES if options.rig is not None else TEXT_BYTES, *sizes])
+    given = len(options.instruction.encode(errors="surrogateescape"))
+    if given > most:
+        raise UserError(f"--instruction has {given} bytes in UTF-8; at most {most} are possible here, say it shorter")
+
+
 def _check(options: Deploy) -> None:
     if options.checkpoint is None and options.policy is None:
         raise UserError("name a policy: a checkpoint folder, or --policy ws://HOST:PORT of a `robolearn serve`")
@@ -210,8 +222,12 @@ def _check(options: Deploy) -> None:
         raise UserError("--certificate is for a policy on a network; name it with --policy")
     if not 0 <= options.page_port < 1 << 16:
         raise UserError(f"--page-port {options.page_port} does not exist; give 1 to 65535, or 0 for any free one")
-    if options.policy is None and options.rig is None and options.token_file:
-        raise UserError("--token-file is for a policy on a network (--policy) or for the page of a rig")
+    paged = options.page and (options.rig is not None or (options.world is not None and options.teleop))
+    if options.token_file and not (options.policy or paged):
+        raise UserError(
+            "--token-file is for a policy on a network (--policy) or for the page, which there is with --rig, and with "
+            "--world and --teleop"
+        )
     places = (options.rig, options.world, options.dry_run).count(None)
     if places != 2:
         several = "" if places == 3 else "in one place, not several; "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from robolearn.cli.deploy_rig import KEYS
@@ -30,38 +32,42 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
     observes_images = any(s.kind == "image" for s in source.spec.observation.values())
     world_options: dict[str, Any] = {"images": True} if observes_images else {}
     world = world_spec(world_name, **world_options)
-    run_options = RunOptions(
-        seconds=options.seconds,
-        episodes=options.episodes,
-        seed=options.seed,
-        scheduler=source.scheduler,
-        replan_steps=options.replan,
-        instruction=options.instruction,
-        relative=world.schema.stream("action").relative,
-        people=_people(options, world),
-        out=options.out,
-        metadata={"source": "robolearn deploy", "world": world_name, **source.named},
-    )
     make = functools.partial(make_world, world_name, **world_options)
-    with _Bar(options.seconds) as watcher:
+    with _people(options, world) as (people, typed), _Bar(options.seconds, typed) as watcher:
+        run_options = RunOptions(
+            seconds=options.seconds,
+            episodes=options.episodes,
+            seed=options.seed,
+            scheduler=source.scheduler,
+            replan_steps=options.replan,
+            instruction=options.instruction,
+            relative=world.schema.stream("action").relative,
+            people=people,
+            out=options.out,
+            metadata={"source": "robolearn deploy", "world": world_name, **source.named},
+        )
         return run_policy(make, world, source.make, source.spec, run_options, watcher)
 
 
-def _people(options: Deploy, world: WorldSpec) -> PeopleOptions | None:
-    """Those who may take over; None without --teleop."""
+@contextmanager
+def _people(options: Deploy, world: WorldSpec) -> Iterator[tuple[PeopleOptions | None, Callable[[str], None]]]:
+    """Those who may take over, and who is told what they type; nobody without --teleop."""
     if not options.teleop:
-        return None
+        yield None, lambda key: None
+        return
     from robolearn.cli.collect_world import people_of
     from robolearn.cli.page import page_options
 
-    return people_of(world, options.teleop, page_options(options) if options.page else None)
+    with people_of(world, options.teleop, page_options(options) if options.page else None) as found:
+        yield found
 
 
 class _Bar:
     """A progress bar of the run's time, with what the control loop is doing; and keys, where a person may take over.
     Fulfils robolearn_deploy's Watcher."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, typed: Callable[[str], None]) -> None:
+        """``typed`` is told the keys that are no commands."""
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -70,7 +76,7 @@ class _Bar:
         self._progress = Progress(*columns, TextColumn("{task.description}", markup=False), console=self._console)
         self._task = self._progress.add_task("starting policy and world", total=seconds)
 
-        self._keys = Keys()
+        self._keys, self._typed = Keys(), typed
         self._operator: Operator | None = None
 
     def __enter__(self) -> _Bar:
@@ -92,7 +98,9 @@ class _Bar:
         from robolearn_deploy.operator import Command
 
         while key := self._keys.pressed():
-            if key in _KEYS and self._operator is not None:
+            if key not in _KEYS:
+                self._typed(key)
+            elif self._operator is not None:
                 self._operator.tell(Command[KEYS[key][0]])
         if measured.state is not None:
             solved = sum(e.success for e in measured.episodes)

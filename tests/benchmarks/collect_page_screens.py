@@ -22,7 +22,7 @@ def screens(folder: Path, rig: str = "") -> None:
     from dashboard_bench import chromium, collecting_run, until
     from playwright.sync_api import sync_playwright
 
-    rig = rig or (ROOT / "hardware/rigs/so101_scene_twin.yaml").read_text().replace("rate_hz: 30", "rate_hz: 15")
+    rig = rig or (ROOT / "hardware/rigs/so101_scene_twin.yaml").read_text().replace("rate_hz: 30", "rate_hz: 10")
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         tasks = ("put the cube into the box", "push the cube to the left")
@@ -31,6 +31,7 @@ def screens(folder: Path, rig: str = "") -> None:
             executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
         page = browser.new_page(viewport=DESK)  # pyright: ignore[reportArgumentType]
+        page.set_default_timeout(120_000)
         page.goto(run.url)
         page.locator("[data-control=ask]").click()
         until(lambda: page.evaluate("[...pictures.values()].every((p) => p.at !== null)"), "pictures", 90)
@@ -46,11 +47,15 @@ def screens(folder: Path, rig: str = "") -> None:
         page.locator("#list li").first.get_by_text("Replay").click()
         until(lambda: page.locator("#curves canvas").count() > 2, "curves", 60)
         page.wait_for_timeout(2500)
+        page.set_viewport_size({"width": DESK["width"], "height": 1500})  # all of it, without scrolling
+        page.evaluate("document.querySelector('header').style.position = 'static'")  # it would lie across the picture
+        page.wait_for_timeout(1000)
         page.locator("#episodes").screenshot(path=folder / "collect_episodes.png")
         print(folder / "collect_episodes.png")
         page.close()
         context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)  # pyright: ignore[reportArgumentType]
         small = context.new_page()
+        small.set_default_timeout(120_000)
         small.goto(run.url)
         small.locator("[data-control=ask]").click()
         until(lambda: small.evaluate("[...pictures.values()].every((p) => p.at !== null)"), "pictures", 90)

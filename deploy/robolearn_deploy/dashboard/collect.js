@@ -20,12 +20,15 @@ document.addEventListener("state", () => {
   for (const id of ["instruct", "inforce", "pair"]) $(id).hidden = Boolean(c); // the session sees to what they do
   if (!c) return;
   if ($("verdicts").parentElement !== $("collect")) $("collect").append($("verdicts"));
+  $("verdicts").querySelector("[data-do=END]").textContent = "End session";
   document.body.dataset.stage = c.stage;
+  if (state.cause?.startsWith("paused by a person") && c.stage !== "EPISODE") $("cause").textContent = "between episodes"; // the session's pause
   $("stage").textContent = STAGES[c.stage];
   const left = c.ends === null ? null : Math.max(0, (c.ends - serverNow()) / 1000);
   $("clock").textContent = left === null || c.stage === "RETURNING" || c.stage === "STOPPING" ? "" : c.stage === "COUNTDOWN" ? Math.ceil(left) : `${left.toFixed(0)} s`;
   $("task").textContent = c.task;
-  $("note").textContent = c.note;
+  $("note").textContent = c.stage === "COUNTDOWN" ? "" : c.note; // the clock counts
+  document.querySelector("[data-do=NEXT_TASK]").hidden = c.tasks < 2;
   $("progress").max = c.goal;
   $("progress").value = c.episodes;
   const rate = c.episodes ? `, ${Math.round((100 * c.successes) / c.episodes)} % succeeded` : "";

@@ -24,9 +24,12 @@ document.addEventListener("state", () => {
 
 const size = (v) => Math.hypot(...v.map((x) => x ?? 0));
 
+let drawn = null; // the state that is shown
+
 (function frame() {
   requestAnimationFrame(frame);
-  if (document.hidden || !state || !online()) return;
+  if (document.hidden || !state || state === drawn || !online()) return;
+  drawn = state;
   for (const one of felt) {
     const last = one.points.at(-1);
     if (!last) continue;

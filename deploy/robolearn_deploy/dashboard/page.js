@@ -72,6 +72,7 @@ function begin(message) {
   $("cameras").replaceChildren(...hello.cameras.map(cameraFigure));
   $("cameras").hidden = !hello.cameras.length;
   showLink();
+  $("joints").querySelector("h2").firstChild.textContent = hello.units.includes("rad") ? "Joints " : "Action ";
   $("charts").replaceChildren(...hello.names.map(chart));
   document.dispatchEvent(new Event("hello"));
 }
@@ -178,7 +179,7 @@ function press(name) {
   const title = document.querySelector(`[data-do=${name}]`).firstChild.textContent.replace(/: press again$/, "");
   if (name === "END" && performance.now() - armed > 3000) {
     armed = performance.now();
-    return answer("Press “End run” again to end it.");
+    return answer(`Press “${title}” again to end it.`);
   }
   if (!send({ do: name })) return answer(`${title} WAS NOT SENT: not connected`, true);
   pending.set(name, { title, at: performance.now(), done: EFFECT[name] });
@@ -284,9 +285,12 @@ function chart(name) {
   return box;
 }
 
+let drawn = null; // the state that the charts show: what comes 20 times a second need not be drawn 60 times
+
 function drawCharts() {
   requestAnimationFrame(drawCharts);
-  if (document.hidden || !state || !online()) return;
+  if (document.hidden || !state || state === drawn || !online()) return;
+  drawn = state;
   const now = serverNow(), colour = getComputedStyle(document.documentElement);
   [...$("charts").children].forEach((box, joint) => {
     const canvas = box.lastChild, place = canvas.getBoundingClientRect();
@@ -313,7 +317,7 @@ function drawChart(box, joint, now, colour) {
   g.lineWidth = 1;
   for (const share of [0.1, 0.5, 0.9]) {
     const v = low + share * (high - low);
-    g.fillText(v.toFixed(2), left - 5, y(v) + 4);
+    g.fillText(v.toFixed(Math.abs(v) < 100 ? 2 : 0), left - 5, y(v) + 4);
     g.beginPath(); g.moveTo(left, y(v)); g.lineTo(width, y(v)); g.stroke();
   }
   g.strokeStyle = colour("soft");

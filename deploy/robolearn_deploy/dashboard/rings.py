@@ -108,4 +108,4 @@ class RigRings:
     dataset: Path | None = None
     """Where the run is recorded."""
     collect: RingHandle | None = None
-    """Of ``collect_session.COLLECT_FIELDS``, where demonstrations are collected."""
+    """Of ``collect_ring.COLLECT_FIELDS``, where demonstrations are collected."""

@@ -36,12 +36,15 @@ from robolearn_deploy.operator import Command, Operator
 from robolearn_deploy.rig_senses import stop_check
 from robolearn_deploy.rig_streams import INSTRUCTION_BYTES
 from robolearn_deploy.wire.security import server_tls
+from robolearn_deploy.wire.strangers import Doorstep
 from robolearn_deploy.worker import Rendezvous
 from robolearn_hardware.clock import SECOND_NS, now_ns
 from robolearn_hardware.ring import Ring
 
-STATE_S, PICTURE_S, FIGURES_S = 1 / 20, 1 / 15, 1 / 2
-"""Between two messages to a viewer."""
+STATE_S, PICTURE_S, FIGURES_S = 1 / 20, 0.06, 1 / 2
+"""Between two messages to a viewer, at the least: of a camera with 30 pictures a second it gets every other one."""
+LOOK_S = 0.01
+"""A picture is sent so soon after it came, where it is sent at all."""
 AHEAD = 10
 """Messages of state that a viewer may not have confirmed; then it is skipped until it has."""
 MESSAGES_PER_S = 300
@@ -142,9 +145,10 @@ class PageServer:
         tls: dict[str, Any] = {}
         if self._tls is not None:
             tls = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": 1}
+        self._doorstep = Doorstep(listening)
         server = serve(
             self._serve_viewer,
-            sock=listening,
+            sock=self._doorstep,
             process_request=self._admit,
             compression=None,
             max_size=MESSAGE_BYTES,
@@ -186,6 +190,7 @@ class PageServer:
         if not self._door.lets_in(request.headers):
             asks = "The token of this robot's dashboard:"
             return _respond(http.HTTPStatus.UNAUTHORIZED, _SIGN_IN.format(asks).encode(), _HTML)
+        self._doorstep.let_in(connection)
         if path == "/socket":
             if not self._door.same_origin(request.headers):
                 return _respond(http.HTTPStatus.FORBIDDEN, b"only the page itself may connect\n")
@@ -256,12 +261,14 @@ class PageServer:
             await viewer.send(message)
 
     async def _send_pictures(self, viewer: _Viewer) -> None:
-        async for _ in _every(PICTURE_S):
+        due = dict.fromkeys(self._view.rings.cameras, 0.0)
+        async for now in _every(LOOK_S):
             for camera in viewer.looks - viewer.owes:
-                found = self._view.picture(camera, viewer.pictures.get(camera, -1))
-                if found is not None:
-                    viewer.pictures[camera], message = found
+                newer = self._view.picture(camera, viewer.pictures.get(camera, -1)) if now >= due[camera] else None
+                if newer is not None:
+                    viewer.pictures[camera], message = newer
                     viewer.owes.add(camera)
+                    due[camera] = now + PICTURE_S
                     await viewer.send(message)
 
     async def _listen(self, viewer: _Viewer) -> None:

@@ -4,6 +4,7 @@
 const SEND_MS = 15; // between two messages; the robot's process takes 300 a second of everything
 const TURN_RAD = 3; // of a drag across a picture's whole width
 const WHEEL = 1 / 2000; // picture widths per pixel of the wheel
+const LATE_MS = 3000; // it is said so long that a reading came too late
 const GRIPPER_S = 1; // from closed to open, by key or trigger
 
 export const inControl = () => Boolean(state && hello && state.control.holder === hello.viewer);
@@ -140,12 +141,16 @@ $("cameras").addEventListener("wheel", (event) => {
 
 // ---- keys: those that are held
 
+const ARROWS = { ArrowUp: "KeyW", ArrowLeft: "KeyA", ArrowDown: "KeyS", ArrowRight: "KeyD" };
 const AXES = { KeyA: [0, -1], KeyD: [0, 1], KeyF: [1, -1], KeyR: [1, 1], KeyW: [2, -1], KeyS: [2, 1] };
 const TURNS = { KeyA: [4, 1], KeyD: [4, -1], KeyW: [3, -1], KeyS: [3, 1], KeyF: [3, 1], KeyR: [3, -1] };
 const ROLLS = { KeyQ: [5, 1], KeyE: [5, -1] };
 const GRIPS = { KeyO: 1, KeyC: -1 };
 const keys = new Set();
 let shift = false;
+
+// A slider and a list have a use for the arrows.
+const steers = (event) => typing(event) || (event.code in ARROWS && event.target.matches("input, select"));
 
 const keyboard = {
   read() {
@@ -167,11 +172,11 @@ const keyboard = {
 for (const kind of ["keydown", "keyup"]) {
   document.addEventListener(kind, (event) => {
     shift = event.shiftKey;
-    const known = event.code in AXES || event.code in ROLLS || event.code in GRIPS;
-    if (kind === "keyup") keys.delete(event.code);
-    else if (known && inControl() && !event.repeat && !event.ctrlKey && !event.metaKey && !event.altKey && !typing(event)) {
-      keys.add(event.code);
-      event.preventDefault();
+    const code = ARROWS[event.code] ?? event.code, known = code in AXES || code in ROLLS || code in GRIPS;
+    if (kind === "keyup") keys.delete(code);
+    else if (known && inControl() && !event.ctrlKey && !event.metaKey && !event.altKey && !steers(event)) {
+      if (!event.repeat) keys.add(code);
+      event.preventDefault(); // arrows would scroll the page
     }
     follow();
   });
@@ -214,13 +219,15 @@ document.addEventListener("hello", () => {
   $("arm").parentElement.hidden = arms().length < 2;
   const planes = Object.values(hello.arms).map((one) => one.plane);
   for (const figure of $("cameras").children) figure.classList.toggle("plane", planes.includes(figure.dataset.camera));
-  const plane = arms().length && arms().every((name) => hello.arms[name].plane);
-  $("settings").hidden = $("how").hidden = Boolean(plane);
+  const flat = arms().length > 0 && arms().every((name) => hello.arms[name].plane);
+  for (const one of document.querySelectorAll("#hands .space")) one.hidden = flat;
+  for (const one of document.querySelectorAll("#hands .flat")) one.hidden = !flat;
   $("stand").querySelector("[value=tool]").hidden = !arms().some((name) => hello.arms[name].tool);
   $("gripper").parentElement.hidden = !hello.names.some((name) => name.endsWith("gripper"));
   grip.value = null;
   $("gripper").nextElementSibling.textContent = "stays";
   held.clear();
+  late = { count: null, at: -Infinity };
 });
 
 document.addEventListener("state", () => {
@@ -236,16 +243,20 @@ document.addEventListener("state", () => {
   $("moving").textContent = arms().length ? motion(mine) : "";
 });
 
+let late = { count: null, at: -Infinity }; // readings that came too late, and performance.now() of the newest
+
 const HANDS = { rate: "keys or sticks", drag: "the pointer", phone: "the phone", hand: "a controller", point: "the pointer" };
 
 function motion(mine) {
   const { hands, refused } = state.teleop, moving = Object.entries(hands);
-  const counts = Object.entries(refused).map(([why, n]) => `${why} ${n}`).join(", ");
-  const tail = counts ? ` Refused readings: ${counts}.` : "";
+  const count = refused["too old"] ?? 0;
+  if (count !== late.count) late = { count, at: late.count === null ? -Infinity : performance.now() };
+  const lately = performance.now() - late.at < LATE_MS;
+  const tail = lately ? " Some of it comes too late and is not followed: is this computer or its network busy?" : "";
   if (moving.some(([, how]) => how === "jump")) return `The hand has jumped and is not followed: let go and take it again.${tail}`;
-  if (moving.length) return `Moved by ${moving.map(([arm, how]) => `${HANDS[how]} (${arm})`).join(", ")}.${tail}`;
-  if (!mine) return `Take control to move the arm.${tail}`;
-  const follows = state.state === "TELEOP" || Object.values(hello.arms).some((one) => one.plane);
-  const when = state.collect ? "The arm follows in an episode." : "The arm follows once you press “Take over”.";
-  return (follows ? "The arm waits for your hand." : when) + tail;
+  const which = (arm) => (arms().length > 1 ? ` (${arm})` : "");
+  if (moving.length) return `Moved by ${moving.map(([arm, how]) => HANDS[how] + which(arm)).join(", ")}.${tail}`;
+  if (!mine) return `Take control to move the robot.${tail}`;
+  const when = state.collect ? "The robot follows your hand in an episode." : "The robot follows your hand once you press “Take over”.";
+  return (state.state === "TELEOP" ? "The robot waits for your hand." : when) + tail;
 }

@@ -253,11 +253,11 @@ class PageTeleop:
         if now_ns - earliest_ns > STALE_NS:  # the next may be in time; where none is, the servo process holds
             self.refused["too old"] += 1
             return
-        if (arm.plane is None) is (reading.kind == "point"):
-            raise RefusedIntentError("needs a pointer" if arm.plane else "no plane")
+        if reading.kind == "point" and arm.plane is None:
+            raise RefusedIntentError("no plane")
         clutch = self._begin(name, (viewer, reading.clutch, reading.kind), reading, at)
         self._taken_ns = now_ns
-        if arm.plane is not None:
+        if reading.kind == "point" and arm.plane is not None:
             wanted = Intent(capture_ns, True, positions=_in_plane(arm.plane, reading.values), gripper=reading.gripper)
         elif reading.kind == "rate":
             clutch.frame = self._frame(reading, at)  # of now

@@ -171,7 +171,10 @@ class RigView:
             "since": self.ms(int(now["since_ns"])),
             "task": _text(now["task"]),
             "note": _text(now["note"]),
-            **{name: int(now[name]) for name in ("episodes", "goal", "successes", "discarded", "saved", "cues")},
+            **{
+                name: int(now[name])
+                for name in ("episodes", "goal", "tasks", "successes", "discarded", "saved", "cues")
+            },
             "recorded_s": float(now["recorded_ns"]) / SECOND_NS,
             "elapsed_s": float(now["elapsed_ns"]) / SECOND_NS,
             "left_s": None if left_s < 0 else left_s,

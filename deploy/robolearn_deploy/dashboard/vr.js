@@ -7,14 +7,27 @@ const FAR = 1.6, HIGH = 1.45, WIDE = 1.3; // m: of the panels
 const TRIGGER = 0, SQUEEZE = 1, LOWER = 4, UPPER = 5; // buttons of "xr-standard" controllers
 let session = null, space = null, gl = null, drawing = null, hands = new Map(); // handedness -> reading
 
-navigator.xr?.isSessionSupported("immersive-vr").then((there) => { $("headset").hidden = !there; }, () => {});
-$("immerse").addEventListener("click", () => begin().catch((error) => answer(`VR: ${error.message}`, true)));
+async function whyNot() {
+  if (!isSecureContext) return "not from here: browsers allow it to pages at https alone (--page-self-signed)";
+  if (!navigator.xr) return "not from here: this browser has no WebXR; open this page in the headset's own";
+  const there = await navigator.xr.isSessionSupported("immersive-vr").catch(() => false);
+  return there ? "" : "not from here: this browser knows of no headset; open this page in the headset's own";
+}
+
+whyNot().then((why) => {
+  $("headset").hidden = Boolean(why);
+  $("vr").textContent = why || "“Enter VR”, above";
+});
+$("immerse").addEventListener("click", () => begin().catch((error) => {
+  session?.end().catch(() => {});
+  answer(`VR: ${error.message}`, true);
+}));
 
 async function begin() {
   session = await navigator.xr.requestSession("immersive-vr", { optionalFeatures: [ROOM] });
   session.addEventListener("end", () => { letGoOfAll(); hands.clear(); session = null; });
   session.addEventListener("visibilitychange", () => { if (session.visibilityState !== "visible") { hands.clear(); letGoOfAll(); } });
-  gl = document.createElement("canvas").getContext("webgl2", { xrCompatible: true });
+  gl = document.createElement("canvas").getContext("webgl2", { xrCompatible: true, antialias: false });
   await session.updateRenderState({ baseLayer: new XRWebGLLayer(session, gl) });
   space = await session.requestReferenceSpace(ROOM).catch(() => session.requestReferenceSpace("local"));
   drawing = prepare(gl);
@@ -84,9 +97,10 @@ function prepare(g) {
   for (let i = -5; i <= 5; i++) lines.push(i, 0, -5, 0, 0, i, 0, 5, 0, 0, -5, 0, i, 0, 0, 5, 0, i, 0, 0);
   const square = [-0.5, -0.5, 0, 0, 1, 0.5, -0.5, 0, 1, 1, -0.5, 0.5, 0, 0, 0, 0.5, 0.5, 0, 1, 0];
   const words = Object.assign(document.createElement("canvas"), { width: 1024, height: 128 });
+  const uniforms = ["projection", "view", "model", "plain"].map((name) => [name, g.getUniformLocation(program, name)]);
   return {
-    program, words, square: shape(g, program, square), floor: shape(g, program, lines), lines: lines.length / 5,
-    uniform: (name) => g.getUniformLocation(program, name), textures: new Map(),
+    program, words, written: "", square: shape(g, program, square), floor: shape(g, program, lines), lines: lines.length / 5,
+    uniforms: Object.fromEntries(uniforms), textures: new Map(),
   };
 }
 
@@ -110,27 +124,27 @@ function draw(view) {
   g.clear(g.COLOR_BUFFER_BIT | g.DEPTH_BUFFER_BIT);
   g.enable(g.DEPTH_TEST);
   g.useProgram(d.program);
-  write(d.words);
+  write(d);
   const panels = [...pictures.values()].filter((shown) => shown.at !== null).map((shown, i, all) => {
     const high = (WIDE * shown.canvas.height) / shown.canvas.width, turn = ((all.length - 1) / 2 - i) * 1.05 * (WIDE / FAR);
     return { canvas: shown.canvas, new: shown.at, model: panel(turn, HIGH, WIDE, high) };
   });
-  panels.push({ canvas: d.words, new: performance.now(), model: panel(0, HIGH - 0.65, WIDE, WIDE / 8) });
+  panels.push({ canvas: d.words, new: d.written, model: panel(0, HIGH - 0.65, WIDE, WIDE / 8) });
   for (const one of panels) upload(g, d, one);
   for (const eye of view.views) {
     const port = layer.getViewport(eye);
     g.viewport(port.x, port.y, port.width, port.height);
-    g.uniformMatrix4fv(d.uniform("projection"), false, eye.projectionMatrix);
-    g.uniformMatrix4fv(d.uniform("view"), false, eye.transform.inverse.matrix);
-    g.uniform4f(d.uniform("plain"), 0.25, 0.28, 0.32, 1);
-    g.uniformMatrix4fv(d.uniform("model"), false, panel(0, 0, 1, 1, 0));
+    g.uniformMatrix4fv(d.uniforms.projection, false, eye.projectionMatrix);
+    g.uniformMatrix4fv(d.uniforms.view, false, eye.transform.inverse.matrix);
+    g.uniform4f(d.uniforms.plain, 0.25, 0.28, 0.32, 1);
+    g.uniformMatrix4fv(d.uniforms.model, false, panel(0, 0, 1, 1, 0));
     g.bindVertexArray(d.floor);
     g.drawArrays(g.LINES, 0, d.lines);
-    g.uniform4f(d.uniform("plain"), 0, 0, 0, 0);
+    g.uniform4f(d.uniforms.plain, 0, 0, 0, 0);
     g.bindVertexArray(d.square);
     for (const { canvas, model } of panels) {
       g.bindTexture(g.TEXTURE_2D, d.textures.get(canvas).texture);
-      g.uniformMatrix4fv(d.uniform("model"), false, model);
+      g.uniformMatrix4fv(d.uniforms.model, false, model);
       g.drawArrays(g.TRIANGLE_STRIP, 0, 4);
     }
   }
@@ -154,15 +168,20 @@ function upload(g, d, { canvas, new: at }) {
   g.texParameteri(g.TEXTURE_2D, g.TEXTURE_WRAP_T, g.CLAMP_TO_EDGE);
 }
 
-function write(canvas) {
-  const g = canvas.getContext("2d"), c = state?.collect;
-  g.fillStyle = !online() ? "#c81e1e" : c?.stage === "EPISODE" ? "#7f1010" : "#1a1e24";
+function write(d) {
+  const c = state?.collect, back = !online() ? "#c81e1e" : c?.stage === "EPISODE" ? "#7f1010" : "#1a1e24";
+  const what = !online() ? "Not connected" : c ? `${$("stage").textContent} ${$("clock").textContent}  ${c.episodes} of ${c.goal}: ${c.task}` : (state?.state ?? "").replace("_", "-");
+  const hint = !inControl() ? "Take control on the page first."
+    : ![...session.inputSources].some((input) => input.gripSpace) ? "No controller is here: take one in your hand (a phone in a viewer has none)."
+    : "squeeze: move, trigger: close, A X: start and stop, stick: up success, down failure, B Y: E-STOP";
+  if (d.written === back + what + hint) return;
+  d.written = back + what + hint;
+  const canvas = d.words, g = canvas.getContext("2d");
+  g.fillStyle = back;
   g.fillRect(0, 0, canvas.width, canvas.height);
   g.fillStyle = "#fff";
   g.font = "600 40px system-ui, sans-serif";
-  const what = !online() ? "Not connected" : c ? `${$("stage").textContent} ${$("clock").textContent}  ${c.episodes} of ${c.goal}: ${c.task}` : (state?.state ?? "").replace("_", "-");
   g.fillText(what, 20, 48, 984);
   g.font = "30px system-ui, sans-serif";
-  const hint = inControl() ? "squeeze: move, trigger: close, A X: start and stop, stick: up success, down failure, B Y: E-STOP" : "Take control on the page first.";
   g.fillText(hint, 20, 98, 984);
 }

@@ -13,8 +13,6 @@ import itertools
 import logging
 import queue
 import random
-import socket
-import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,13 +21,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketException
+from websockets.exceptions import WebSocketException
 
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
 from robolearn_deploy.inference import Reply, Request
-from robolearn_deploy.wire.clock_offset import ClockOffset
 from robolearn_deploy.wire.codec import MAX_BYTES, WireError, pack, unpack
+from robolearn_deploy.wire.connection import Connection, explain
 from robolearn_deploy.wire.messages import (
     Answer,
     Clock,
@@ -122,7 +120,7 @@ class RemotePolicy:
         self._known_spec = spec
         self._ids = itertools.count()
         self._changed = threading.Condition()
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._problem = "not connected yet"
         self._refusal: str | None = None
         self._closing = False
@@ -188,7 +186,7 @@ class RemotePolicy:
             self._loop.call_soon_threadsafe(self._cancel)
         self._thread.join(5.0)
 
-    def _message(self, request: Request, id: int, connection: _Connection) -> dict[str, Any]:
+    def _message(self, request: Request, id: int, connection: Connection) -> dict[str, Any]:
         if connection.is_plain:
             return plain_request_message(request, self.spec, self._keys)
         return request_message(request, id, self.clock())
@@ -216,7 +214,9 @@ class RemotePolicy:
                 await self._connect_once()
                 problem = "the server closed the connection"
             except (OSError, WebSocketException, WireError) as error:
-                problem = self._explain(error)
+                problem, mends_itself = explain(error, tls=self._tls is not None)
+                if not mends_itself:
+                    self._refusal = problem
             except Exception as error:  # whatever else it is, the connection is tried again and the robot is told
                 log.exception("the connection to %s failed", self.url)
                 problem = f"{type(error).__name__}: {error}"
@@ -245,7 +245,7 @@ class RemotePolicy:
         ) as connected:
             self._check_certificate(connected)
             message = await asyncio.wait_for(connected.recv(), self._connect_s)
-            connection = _Connection(connected, is_plain=self._learn(message))
+            connection = Connection(connected, is_plain=self._learn(message))
             pings = asyncio.create_task(self._ping(connection)) if not connection.is_plain else None
             sender = asyncio.create_task(connection.write())
             try:
@@ -287,7 +287,7 @@ class RemotePolicy:
             self._refusal = "its certificate is not trusted (not the one that was given); give the server's own"
             raise WireError(self._refusal)
 
-    async def _ping(self, connection: _Connection) -> None:
+    async def _ping(self, connection: Connection) -> None:
         """Some pings at once for a first estimate of the clock, then one a second. Gives up a server that is silent."""
         with contextlib.suppress(WebSocketException):  # who receives notices too, and reports it
             for number in itertools.count():
@@ -300,7 +300,7 @@ class RemotePolicy:
                 if now_ns() - connection.heard_ns > SILENCE_S * 1e9:
                     connection.abandon()
 
-    async def _receive_until(self, connection: _Connection, event: asyncio.Event | None) -> None:
+    async def _receive_until(self, connection: Connection, event: asyncio.Event | None) -> None:
         """Take in messages until ``event``, or until the connection ends."""
         async for message in connection.socket:
             connection.heard_ns = now_ns()
@@ -313,7 +313,7 @@ class RemotePolicy:
             if event is not None and event.is_set():
                 return
 
-    def _take(self, connection: _Connection, message: bytes | str) -> None:
+    def _take(self, connection: Connection, message: bytes | str) -> None:
         if isinstance(message, str):
             raise WireError("the server reports: " + " ".join(message.split())[-300:])
         spec = self._known_spec
@@ -343,7 +343,7 @@ class RemotePolicy:
             else:
                 self._inbox.put(answer)
 
-    def _connected(self, connection: _Connection) -> None:
+    def _connected(self, connection: Connection) -> None:
         with self._changed:
             self._connection = connection
             self.counters.connections += 1
@@ -357,66 +357,6 @@ class RemotePolicy:
                 self._inbox.put(ConnectionError(f"lost the connection to {self.url}: {problem}"))
             self._connection, self._problem = None, problem
             self._changed.notify_all()
-
-    def _explain(self, error: Exception) -> str:
-        """Why there is no connection, and what to do. A mistake that does not mend itself is noted as the refusal."""
-        match error:
-            case InvalidStatus() if error.response.status_code == 401:
-                self._refusal = "it refuses the token; give the one that it was started with (--token-file)"
-                return self._refusal
-            case InvalidStatus() if error.response.status_code == 503:
-                return "it has too many clients, or is about to stop"
-            case InvalidStatus():
-                return f"it answers with HTTP status {error.response.status_code}, as no policy server does"
-            case ssl.SSLCertVerificationError():
-                self._refusal = (
-                    f"its certificate is not trusted ({error.verify_message}); give the server's own with --certificate"
-                )
-                return self._refusal
-            case InvalidMessage() | ssl.SSLError() | ConnectionResetError():
-                hint = "has TLS, give wss:// and its --certificate" if self._tls is None else "has no TLS, give ws://"
-                return f"it does not answer as a policy server does; if it {hint}"
-            case socket.gaierror():
-                return "there is no machine of that name"
-            case TimeoutError():
-                return "no answer in time"
-        if isinstance(error, ConnectionRefusedError) or "Connect call failed" in str(error):
-            return "nobody listens there; start `robolearn serve`, or check the host and the port"
-        return " ".join(str(error).split()) or type(error).__name__
-
-
-class _Connection:
-    """One connection, from the server's metadata to its end. ``send`` and ``abandon`` may be called by any thread."""
-
-    def __init__(self, socket: ClientConnection, *, is_plain: bool) -> None:
-        self.socket = socket
-        self.is_plain = is_plain
-        """To a server of openpi."""
-        self.offset = ClockOffset()
-        self.pings: dict[int, int] = {}
-        """Those without an answer yet: number -> when it was sent, ns."""
-        self.heard_ns = now_ns()
-        self.synchronised = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._outbox: asyncio.Queue[bytes] = asyncio.Queue(1)
-
-    def send(self, message: bytes) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody will answer
-            self._loop.call_soon_threadsafe(self._put, message)
-
-    def abandon(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self.socket.transport.abort)
-
-    async def write(self) -> None:
-        with contextlib.suppress(WebSocketException):  # who receives notices too, and reports it
-            while True:
-                await self.socket.send(await self._outbox.get())
-
-    def _put(self, message: bytes) -> None:
-        if self._outbox.full():
-            self._outbox.get_nowait()  # a former request that the network has not taken yet is of no use any more
-        self._outbox.put_nowait(message)
 
 
 def _is_url(url: str) -> bool:

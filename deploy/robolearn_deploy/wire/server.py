@@ -14,12 +14,10 @@ import logging
 import socket
 import ssl
 import threading
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
@@ -27,26 +25,24 @@ from websockets.http11 import Response
 
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import UserError
-from robolearn_deploy.inference import Inference, Reply
+from robolearn_deploy.inference import Inference
 from robolearn_deploy.wire.codec import MAX_BYTES, WireError, pack, unpack
 from robolearn_deploy.wire.inference_worker import InferenceWorker, Job
 from robolearn_deploy.wire.messages import (
     EXTENSION,
-    IncomingRequest,
     failure_message,
     metadata_message,
     pong_message,
     read_ping,
     read_request,
-    reply_message,
 )
 from robolearn_deploy.wire.security import SecurityError, bind, is_loopback, token_matches
+from robolearn_deploy.wire.server_client import Client, Pending, Statistics
+from robolearn_deploy.wire.strangers import Doorstep
 from robolearn_hardware.clock import now_ns
 
 log = logging.getLogger(__name__)
 
-QUEUE = 16
-"""Messages that wait to be sent to one client, at most."""
 CLOSE_S = 1.0
 """For the farewell at the end of a connection."""
 GOING_AWAY, INVALID_DATA = 1001, 1007  # RFC 6455, section 7.4.1
@@ -81,22 +77,6 @@ class ServerOptions:
     """At the end, time for what is being inferred."""
 
 
-@dataclass
-class Statistics:
-    """What a server has done, for people to read."""
-
-    clients: int = 0
-    answered: int = 0
-    failed: int = 0
-    """Requests answered with an error: malformed, too late, replaced by a newer one, or the policy failed."""
-    refused: int = 0
-    """Connections without the right token, or one too many."""
-    dropped: int = 0
-    """Clients that did not read what they were sent."""
-    total_ms: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
-    """From the arrival of each of the last requests to its whole answer."""
-
-
 class ServerError(UserError):
     """There can be no server here."""
 
@@ -119,7 +99,7 @@ class PolicyServer:
             )
         self._options = options
         self._worker = InferenceWorker(make, max_batch=options.max_batch, batch_window_s=options.batch_window_s)
-        self._clients: set[_Client] = set()
+        self._clients: set[Client] = set()
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop_event: asyncio.Event | None = None
@@ -139,7 +119,8 @@ class PolicyServer:
         """
         self._loop = asyncio.get_running_loop()
         self._stop_event = stop = asyncio.Event()
-        with self._bind() as bound:
+        self._doorstep = Doorstep(self._bind())
+        with self._doorstep as bound:
             self.port = bound.getsockname()[1]
             await self._run(bound, stop, ready)
 
@@ -229,13 +210,14 @@ class PolicyServer:
             if len(given) != 1 or not token_matches(given[0], self._options.token):
                 self.statistics.refused += 1
                 return connection.respond(http.HTTPStatus.UNAUTHORIZED, "the token is missing or wrong\n")
+        self._doorstep.let_in(connection)
         if self._draining or len(self._clients) >= self._options.max_clients:
             self.statistics.refused += 1
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server stops or has too many clients\n")
         return None
 
     async def _serve_client(self, connection: ServerConnection) -> None:
-        client = _Client(connection, self.statistics, self._options.keepalive_s)
+        client = Client(connection, self.statistics, self._options.keepalive_s)
         self._clients.add(client)
         self._count_clients()
         writer = asyncio.create_task(client.write())
@@ -262,7 +244,7 @@ class PolicyServer:
         self.statistics.clients = len(self._clients)
         self._worker.set_clients(len(self._clients))
 
-    async def _take(self, client: _Client, message: bytes | str, received_ns: int) -> None:
+    async def _take(self, client: Client, message: bytes | str, received_ns: int) -> None:
         """Act on one message; when this returns the client's next one may be read.
 
         Raises:
@@ -293,7 +275,7 @@ class PolicyServer:
             if incoming.id <= client.newest_id:
                 return  # sent twice, or overtaken on the way
             client.newest_id = incoming.id
-        pending = _Pending(self, client, incoming, self.spec, received_ns)
+        pending = Pending(client, incoming, self.spec, received_ns, self.statistics, self.in_loop)
         job = Job(incoming.request, pending.deliver, pending.fail, client.memory, partial=incoming.partial)
         replaced = self._worker.submit(client, job)
         if replaced is not None:
@@ -306,119 +288,6 @@ class PolicyServer:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be answered
             self._loop.call_soon_threadsafe(function, *arguments)
-
-
-class _Client:
-    """One connection and what waits to be sent over it."""
-
-    def __init__(self, connection: ServerConnection, statistics: Statistics, patience_s: float) -> None:
-        self.connection = connection
-        self.queue: asyncio.Queue[bytes | str] = asyncio.Queue(QUEUE)
-        self._statistics = statistics
-        self._patience_s = patience_s
-        self.previous_ms: float | None = None
-        """What the previous request took; openpi's server says so too."""
-        self.memory: dict[str, Any] = {}
-        """What the policy keeps for this robot; used by the worker's thread alone."""
-        self.asked = 0
-        """How many requests came; the number of each where the client gives none."""
-        self.newest_id = -1
-        """Of the requests that came, where they are numbered."""
-
-    async def send(self, message: bytes | str) -> None:
-        """In answer to what was read: while the queue is full, nothing more is."""
-        await self.until(self.queue.put(message))
-
-    def push(self, message: bytes | str, *, needed: bool = True) -> None:
-        """From the policy, which waits for nobody: a client with a full queue is dropped, or does without."""
-        try:
-            self.queue.put_nowait(message)
-        except asyncio.QueueFull:
-            if needed:
-                self._drop()
-
-    async def until(self, event: Coroutine[Any, Any, Any]) -> None:
-        """Wait for ``event``, or for the end of the connection."""
-        waits = [asyncio.ensure_future(event), asyncio.ensure_future(self.connection.wait_closed())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-    async def write(self) -> None:
-        """Send what is queued, at the pace of the client."""
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                message = await self.queue.get()
-                try:
-                    # websockets' own keepalive waits behind what is being sent, and would wait for ever.
-                    async with asyncio.timeout(self._patience_s):
-                        await self.connection.send(message)
-                except TimeoutError:
-                    self._drop()
-                    return
-                self.queue.task_done()
-
-    def _drop(self) -> None:
-        if not self.connection.transport.is_closing():
-            self._statistics.dropped += 1
-            log.warning("a client at %s does not read what it is sent; dropped", self.connection.remote_address)
-            self.connection.transport.abort()
-
-
-class _Pending:
-    """A request on its way through the worker. ``deliver`` and ``fail`` are called in the worker's thread."""
-
-    def __init__(
-        self, server: PolicyServer, client: _Client, incoming: IncomingRequest, spec: PolicySpec, received_ns: int
-    ) -> None:
-        self._server = server
-        self._client = client
-        self._incoming = incoming
-        self._spec = spec
-        self._received_ns = received_ns
-        self.done = asyncio.Event()
-
-    def deliver(self, reply: Reply) -> None:
-        self._server.in_loop(self._answer, reply)
-
-    def fail(self, error: str) -> None:
-        self._server.in_loop(self._refuse, error)
-
-    def _answer(self, reply: Reply) -> None:
-        if self.done.is_set():
-            return
-        if reply.actions.shape != (self._spec.horizon, *self._spec.action.shape):
-            self._refuse(f"the policy gave actions of shape {reply.actions.shape}")
-            return
-        if not np.isfinite(reply.actions[: reply.final]).all():
-            self._refuse("the policy gave NaN or infinity")
-            return
-        server_ns = now_ns() - self._received_ns
-        message = reply_message(self._incoming, reply, self._spec, server_ns=server_ns)
-        if self._client.previous_ms is not None:
-            message["server_timing"]["prev_total_ms"] = self._client.previous_ms
-        try:
-            packed = pack(message)
-        except WireError as error:
-            self._refuse(f"the policy's reply cannot be sent: {error}")
-            return
-        whole = reply.final >= self._spec.horizon or not self._incoming.partial
-        self._client.push(packed, needed=whole)
-        if whole:
-            self.done.set()
-            self._client.previous_ms = server_ns / 1e6
-            self._server.statistics.answered += 1
-            self._server.statistics.total_ms.append(server_ns / 1e6)
-
-    def _refuse(self, error: str) -> None:
-        if self.done.is_set():
-            return
-        self.done.set()
-        self._server.statistics.failed += 1
-        id = self._incoming.id
-        self._client.push(f"error: {error}" if id is None else pack(failure_message(id, error)))
 
 
 @contextlib.contextmanager

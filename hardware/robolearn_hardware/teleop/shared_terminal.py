@@ -19,10 +19,19 @@ from robolearn_hardware.teleop.keyboard import KeyboardConfig
 def shared_terminal(rig: Rig) -> Iterator[tuple[Rig, Callable[[str], None]]]:
     """For a program that reads the keys of its terminal itself: the rig whose keyboards hear what the function given
     beside it is told, instead of that terminal. Tell it every key that is not a command."""
+    with shared_keyboards(rig.teleoperators) as (teleoperators, typed):
+        yield dataclasses.replace(rig, teleoperators=teleoperators), typed
+
+
+@contextmanager
+def shared_keyboards(
+    teleoperators: Mapping[str, TeleoperatorConfig],
+) -> Iterator[tuple[Mapping[str, TeleoperatorConfig], Callable[[str], None]]]:
+    """The same for teleoperators without a rig."""
     with tempfile.TemporaryDirectory(prefix="robolearn-keys-") as folder, contextlib.ExitStack() as stack:
         heard: dict[str, TeleoperatorConfig] = {}
         ends: list[int] = []
-        for name, config in rig.teleoperators.items():
+        for name, config in teleoperators.items():
             if isinstance(config, KeyboardConfig) and not config.device:
                 path = Path(folder) / f"keys-{len(ends)}"
                 os.mkfifo(path)
@@ -35,5 +44,4 @@ def shared_terminal(rig: Rig) -> Iterator[tuple[Rig, Callable[[str], None]]]:
                 with contextlib.suppress(BlockingIOError):  # its process is not there
                     os.write(end, key.encode("latin-1"))
 
-        teleoperators: Mapping[str, TeleoperatorConfig] = {**rig.teleoperators, **heard}
-        yield dataclasses.replace(rig, teleoperators=teleoperators), typed
+        yield {**teleoperators, **heard}, typed
