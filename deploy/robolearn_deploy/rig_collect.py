@@ -171,7 +171,7 @@ class _Collecting:
         self._run, self._session, self._log, self._watcher = run, session, log, watcher
         self._stop_asked = stop_asked
         self._recorder, self._out = run.recorder, run.options.out
-        self._recorder.idle = run.beat
+        self._recorder.idle = self._attend  # publishing an episode may take long
         self._began = time.monotonic()
         self._failure = ""
         self._rate = 0.0
@@ -267,13 +267,16 @@ class _Collecting:
     def _poll(self) -> list[Command]:
         """One look at everything; what people said."""
         time.sleep(POLL_S)
-        run = self._run
-        run.beat()
+        self._attend()
+        return list(self._run.heard())
+
+    def _attend(self) -> None:
+        """What must go on at all times: to live, to hear the keys of whoever watches, to pass on what happens."""
+        self._run.beat()
         self._log.drain()
         self._watcher.progress(time.monotonic() - self._began, self._log.measured, self._session.saved)
-        for line in run.noted():
+        for line in self._run.noted():
             self._watcher.message(line)
-        return list(run.heard())
 
     def _tell(self) -> None:
         session, now = self._session, now_ns()

@@ -39,6 +39,7 @@ from robolearn_deploy.rig_runtime import RECORDER_NS, SUPERVISOR_NS
 from robolearn_deploy.rig_session import lives
 from robolearn_deploy.runtime import signals_noted
 from robolearn_deploy.stall import State, Watch
+from robolearn_deploy.starting import START_S
 from robolearn_deploy.worker import Worker, wait_ready
 from robolearn_deploy.world_people import SLOTS_S, People, PeopleOptions
 from robolearn_deploy.world_process import DONE_FIELDS, START_FIELDS, WorldHandles, run_world
@@ -50,7 +51,6 @@ from robolearn_hardware.ring import Field, Ring
 POLL_S = 0.02
 WARM_UP_S = 1.0
 """The world is looked at for so long before the session begins."""
-START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
 MARGIN_NS = SECOND_NS // 3
 """The world says that an episode is over; the session would, so long after that."""
@@ -149,7 +149,6 @@ class _Session:
         self._collect, steps = ring(COLLECT_FIELDS, 4), ring(step_fields(schema), deep)
         chunks = ring(chunk_fields(action, 1), 2)  # nobody thinks here
         self._recorder = stack.enter_context(RecorderProcess(options.out, steps.handle, {}, recorder_heart.handle))
-        self._recorder.idle = lambda: beat(self._heart)
         people = self._people = People(
             stack, spec, options.people, chunks=chunks.handle, collect=self._collect.handle, dataset=options.out
         )
@@ -181,7 +180,7 @@ class _Session:
                 raise KeyboardInterrupt
 
         people, world = self._people, self._world
-        wait_ready([world, *people.workers.values()], START_TIMEOUT_S, starting)
+        wait_ready([world, *people.workers.values()], START_S, starting)
         beat(self._heart)
         people.begin()
         world.release()
@@ -190,6 +189,7 @@ class _Session:
         pids = {name: worker.pid for name, worker in people.workers.items()}
         pids |= {"world": world.pid, "recorder": self._recorder.pid}
         self._watcher.started(people.person, lambda text: None, pids, people.rings)
+        self._recorder.idle = self._attend  # publishing an episode may take long
         self._return()
         failure = self._warm_up()
         while self.session.stage is not Stage.OVER and not failure:
@@ -225,11 +225,14 @@ class _Session:
     def _look(self) -> list[Command]:
         """At everything; what people said."""
         time.sleep(POLL_S)
+        self._attend()
+        return list(self._person_says())
+
+    def _attend(self) -> None:
+        """What must go on at all times: to live, to hear the keys of whoever watches."""
         beat(self._heart)
         self._drain()
-        said = list(self._person_says())
         self._watcher.progress(time.monotonic() - self._began, self._measured, self.session.saved)
-        return said
 
     def _decide(self, commands: Sequence[Command]) -> None:
         if self.session.stage is Stage.EPISODE:  # it ends by the world's time, which stands still while nobody moves it

@@ -65,7 +65,7 @@ def collect(folder: Path) -> list[dict[str, Any]]:
         human, info = human_actions(SOURCE, episode), dataset.episode_info(i)
         assert info["seed"] == episode
         found = asdict(Agreement.of(dataset.episode(i)["action"], human))
-        score = {"score": info["score"], "human_score": score_of(episode, human), "success": info["success"]}
+        score = {"score": info["score"], "human_score": score_of(episode, human)}
         rows.append({"stage": "recorded", "demonstration": episode, **found, **score})
         print(rows[-1])
     return rows

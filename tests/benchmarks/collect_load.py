@@ -111,26 +111,24 @@ def measure(rig: Rig, out: Path | None, seconds: float) -> dict[str, Any]:
     meter = Meter()
     options = RigOptions(seconds, out=out, teleoperators={"hand": "left"}, servo=ServoOptions(), operator="benchmark")
     report = run_rig(rig, None, None, options, meter)
+    if report.failure:
+        raise SystemExit(report.failure)
+    print(f"servo loop at {report.rate_hz:g} Hz, {report.granted}; load average {os.getloadavg()[0]:.1f}")
     row: dict[str, Any] = {
-        "recording": out is not None,
-        "failure": report.failure,
-        "servo_hz": report.rate_hz,
-        "servo_granted": report.granted,
+        "recording": "yes" if out is not None else "no",
         "lateness_p50_ms": report.lateness.p50_ms,
         "lateness_p99_ms": report.lateness.p99_ms,
         "missed": report.missed,
         "ticks": report.ticks,
         "cores_recorder": round(meter.used.get("recorder", 0.0), 3),
         "cores_all": round(sum(meter.used.values()), 3),
-        "load_average": os.getloadavg()[0],
     }
     if out is None:
         return row
     counts = Dataset.open(out).episode_info(0)["recorded"]
     return row | {
         "samples": sum(count["taken"] for count in counts.values()),
-        "lost": sum(count["lost"] for count in counts.values()),
-        "refused": sum(count["refused"] for count in counts.values()),
+        "lost": sum(count["lost"] + count["refused"] for count in counts.values()),
         "mb": round(sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6, 1),
     }
 
