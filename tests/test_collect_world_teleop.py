@@ -163,8 +163,8 @@ def test_in_lift_a_drag_of_ten_centimetres_is_ten_centimetres() -> None:
 # ---- which world is moved how
 
 
-@pytest.mark.parametrize("world", list(WORLDS))
-def test_every_world_can_be_moved_by_a_person(world: str) -> None:
+@pytest.mark.parametrize("world", [name for name in WORLDS if name not in ("metaworld", "wipe")])
+def test_every_world_but_those_for_programs_can_be_moved_by_a_person(world: str) -> None:
     spec = world_spec(world)
     teleop_of(spec).driver(spec)
 

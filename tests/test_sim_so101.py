@@ -147,7 +147,7 @@ def test_a_cube_in_the_gripper_over_the_plate_does_not_count() -> None:
     for _ in range(200):
         step = world.step(expert.act(observation))
         observation = step.observation
-        if world._held_by_hand("red"):
+        if world.holds("red"):
             scores.append(step.score)
         if step.done:
             assert step.success

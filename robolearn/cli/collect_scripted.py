@@ -59,7 +59,8 @@ def collect_scripted(options: Collect) -> int:
                     ticks = [round(i * 1e9 / schema.rate_hz) for i in range(len(demonstration.streams["action"]))]
                     start = time.monotonic_ns()
                     writer.extend(demonstration.streams, time_ns=[start + tick for tick in ticks])
-                    writer.save_episode({**how, "task": world, "success": True, "seed": demonstration.seed})
+                    task = demonstration.task or world
+                    writer.save_episode({**how, "task": task, "success": True, "seed": demonstration.seed})
                     saved += 1
                 else:
                     discarded += 1

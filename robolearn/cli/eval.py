@@ -38,7 +38,8 @@ class Eval:
     checkpoint: Positional[Path]
     """A checkpoint folder, or the folder of a training run (then its newest checkpoint)."""
     world: str
-    """Where to run it: pusht, lift, can, square, stack, door, so101_tabletop."""
+    """Where to run it: pusht, lift, can, square, stack, door, so101_tabletop, so101_language, wipe,
+    metaworld/TASK; or NAME/VARIANT, such as so101_language/new-pairs or wipe/perturbed."""
     episodes: int = 50
     """How many. 50 tell 80 % from 95 %; 500 tell 80 % from 85 %."""
     seed: int = 100_000

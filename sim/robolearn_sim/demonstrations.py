@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data.schema import Schema
+from robolearn_data.schema import Schema, read_text
 from robolearn_data.world import World
 from robolearn_sim.experts import Expert, make_expert
 from robolearn_sim.workers import in_order
@@ -22,6 +22,12 @@ class Demonstration:
     streams: dict[str, np.ndarray]
     """Stream -> (T, *shape): what was observed before each action, "action" and "action_sent"."""
     success: bool
+
+    @property
+    def task(self) -> str:
+        """What was asked for last, in a world that says so; otherwise empty."""
+        said = self.streams.get("instruction")
+        return "" if said is None else read_text(said[-1])
 
 
 def demonstration_schema(world: str, options: Mapping[str, Any]) -> Schema:

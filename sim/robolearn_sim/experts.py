@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from robolearn_data.schema import Observation
-from robolearn_sim.worlds import WorldError
+from robolearn_sim.worlds import WorldError, options_of
 
 
 class Expert(Protocol):
@@ -63,6 +63,24 @@ def _so101_tabletop(task: str = "put the red cube on the plate") -> Expert:
     return So101Expert(task)
 
 
+def _so101_language() -> Expert:
+    from robolearn_sim.so101_language_expert import So101LanguageExpert
+
+    return So101LanguageExpert()
+
+
+def _metaworld(task: str = "reach-v3") -> Expert:
+    from robolearn_sim.metaworld import MetaWorldExpert
+
+    return MetaWorldExpert(task)
+
+
+def _wipe() -> Expert:
+    from robolearn_sim.wipe_expert import WipeExpert
+
+    return WipeExpert()
+
+
 EXPERTS: dict[str, Callable[..., Expert]] = {
     "lift": _lift,
     "can": _can,
@@ -70,6 +88,9 @@ EXPERTS: dict[str, Callable[..., Expert]] = {
     "stack": _stack,
     "door": _door,
     "so101_tabletop": _so101_tabletop,
+    "so101_language": _so101_language,
+    "metaworld": _metaworld,
+    "wipe": _wipe,
 }
 """World name -> its expert. In a world with an option ``task``, it takes that too."""
 
@@ -82,6 +103,8 @@ def make_expert(world_name: str, *, task: str | None = None) -> Expert:
     Raises:
         WorldError: nobody has written an expert for this world.
     """
-    if world_name not in EXPERTS:
+    base = world_name.partition("/")[0]
+    if base not in EXPERTS:
         raise WorldError(f"there is no scripted expert for the world {world_name!r}; valid: {', '.join(EXPERTS)}")
-    return EXPERTS[world_name]() if task is None else EXPERTS[world_name](task)
+    task = options_of(world_name).get("task") if task is None else task
+    return EXPERTS[base]() if task is None else EXPERTS[base](task)

@@ -29,14 +29,25 @@ class PoseController:
     Shapes: J joints of the arm; vectors in the world frame.
     """
 
-    def __init__(self, model: Any, data: Any, *, site: int, joints: np.ndarray, actuators: np.ndarray) -> None:
+    def __init__(
+        self,
+        model: Any,
+        data: Any,
+        *,
+        site: int,
+        joints: np.ndarray,
+        actuators: np.ndarray,
+        stiffness: float = STIFFNESS,
+    ) -> None:
         """
         Args:
             model, data: mujoco.MjModel and MjData.
             site: number of the end effector's site.
             joints: (J,) position in qvel of each joint of the arm; each has one degree of freedom. In a row.
             actuators: (J,) the torque motor of each. In a row.
+            stiffness: 1/s^2, of the end effector's position and orientation.
         """
+        self._end_stiffness = stiffness
         self._model, self._data, self._site, self._joints = model, data, site, joints
         self._limits = model.actuator_ctrlrange[actuators].T
         first, count = int(model.jnt_qposadr[model.dof_jntid[joints[0]]]), len(joints)
@@ -79,10 +90,10 @@ class PoseController:
         free = inertia - jacobian.T @ np.linalg.solve(mobility, jacobian)
 
         self._centre = self._positions.copy()
-        self._constant = STIFFNESS * (accelerate.T @ np.concatenate(to_goal))
+        self._constant = self._end_stiffness * (accelerate.T @ np.concatenate(to_goal))
         self._constant += POSTURE_STIFFNESS * (free @ (self.posture - self._centre))
-        self._stiffness = STIFFNESS * task + POSTURE_STIFFNESS * free
-        self._damping = 2 * math.sqrt(STIFFNESS) * task + 2 * math.sqrt(POSTURE_STIFFNESS) * free
+        self._stiffness = self._end_stiffness * task + POSTURE_STIFFNESS * free
+        self._damping = 2 * math.sqrt(self._end_stiffness) * task + 2 * math.sqrt(POSTURE_STIFFNESS) * free
 
     def apply(self) -> None:
         """Set the motors' torques for the present state, after mj_step1."""

@@ -117,7 +117,7 @@ def build_scene(model: str, *, has_gripper: bool, pictures: bool = True) -> Any:
         raise DeviceError(f"a scene needs MuJoCo ({error}): pip install 'robolearn[sim]'") from None
     physics = ARMS[model]
     scene = mujoco.MjSpec.from_string(_SETTINGS)
-    parts = [_arm(mujoco, model, pictures=pictures)]  # first, so that its joints are
+    parts = [arm_spec(mujoco, model, pictures=pictures)]  # first, so that its joints are
     texts = (_tabletop(physics.size), _cubes(physics.size), _places(physics.size))
     parts += [mujoco.MjSpec.from_string(text) for text in texts]
     for part in parts:
@@ -188,7 +188,8 @@ def _tabletop(size: float) -> str:
 </mujoco>"""
 
 
-def _arm(mujoco: Any, model: str, *, pictures: bool) -> Any:
+def arm_spec(mujoco: Any, model: str, *, pictures: bool = True) -> Any:
+    """The mujoco.MjSpec of an arm without actuators; tools go to its body "hand". Arguments as of ``build_scene``."""
     if model in FILES:
         return mujoco.MjSpec.from_string(arm_xml(model))
     if model not in ROBOSUITE:

@@ -154,6 +154,12 @@ class So101Tabletop:
     def close(self) -> None:
         self._camera.close()
 
+    def holds(self, cube: str) -> bool:
+        """Whether the hand touches it."""
+        pairs = self._data.contact.geom
+        hand, thing = np.isin(pairs, self._hand_geoms), np.isin(pairs, self._cube_geoms[cube])
+        return bool((hand.any(axis=1) & thing.any(axis=1)).any())
+
     def objects(self) -> dict[str, np.ndarray]:
         return {name: pose_of(self._data.xpos[i], self._data.xmat[i]) for name, i in self._bodies.items()}
 
@@ -198,14 +204,9 @@ class So101Tabletop:
         away = self._data.xpos[self._bodies[cube]] - self._data.xpos[self._bodies[place]]
         across, height = float(np.hypot(*away[:2])), float(away[2])
         rests = across < INSIDE_M[place] and height < HALF_CUBE_M + RESTING_M
-        if rests and not self._held_by_hand(cube):
+        if rests and not self.holds(cube):
             return 1.0, True
         return float(np.clip(1 - across / 0.3, 0.0, 0.9)), False
-
-    def _held_by_hand(self, cube: str) -> bool:
-        pairs = self._data.contact.geom
-        hand, thing = np.isin(pairs, self._hand_geoms), np.isin(pairs, self._cube_geoms[cube])
-        return bool((hand.any(axis=1) & thing.any(axis=1)).any())
 
     def _observe(self) -> Observation:
         data = self._data

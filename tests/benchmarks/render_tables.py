@@ -84,6 +84,11 @@ CROSSED: dict[str, tuple[tuple[str, ...], str, Callable[[dict[str, Any]], str]]]
     "runtime_engines": (("network", "sampler"), "engine", lambda row: _milliseconds(row["p50_ms"])),
     "runtime_delay": (("task", "scheduler"), "delay", lambda row: f"{100 * row['success']:.0f} %"),
     "collect_latency": (("teleoperator",), "stage", lambda row: f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}"),
+    "sim_wipe": (
+        ("way",),
+        "condition",
+        lambda row: " / ".join(f"{100 * row[key]:.0f} %" for key in ("success", "damaged", "in_band")),
+    ),
     "sim_speed": (("backend",), "world", lambda row: f"{row['steps_per_s']:,} / {row['frames_per_s']:,}"),
 }
 """Table -> the keys whose values stand at the left, the key whose values stand at the top, what is shown of a row."""
