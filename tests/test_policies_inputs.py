@@ -49,7 +49,8 @@ def clouds(batch: int, points: int = 32) -> torch.Tensor:
 
 
 def test_neither_the_order_of_points_nor_a_repeated_point_changes_what_a_policy_sees() -> None:
-    encoder = cloud_policy().encoder.points["cloud"]
+    parts: Any = cloud_policy().encoder
+    encoder = parts.points["cloud"]
     cloud = clouds(3)
     features = encoder(cloud)
     assert features.shape == (3, TO, 64)
@@ -59,7 +60,8 @@ def test_neither_the_order_of_points_nor_a_repeated_point_changes_what_a_policy_
 
 
 def test_points_are_scaled_alike_along_all_axes_and_colours_on_their_own() -> None:
-    encoder = cloud_policy().encoder.points["cloud"]
+    parts: Any = cloud_policy().encoder
+    encoder = parts.points["cloud"]
     torch.testing.assert_close(encoder.scale, torch.tensor([1.0, 1, 1, 2 / 255, 2 / 255, 2 / 255]))
     torch.testing.assert_close(encoder.offset, torch.tensor([0.0, 0, 0.25, 127.5, 127.5, 127.5]))
 

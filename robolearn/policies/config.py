@@ -49,7 +49,7 @@ class PolicyConfig:
 
 PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "nearest", "vla"]
 
-POLICIES: dict[PolicyName, Callable[[], PolicyConfig]] = {
+POLICIES: dict[str, Callable[[], PolicyConfig]] = {
     "flow": lambda: PolicyConfig(objective=FlowConfig()),
     "diffusion": lambda: PolicyConfig(objective=DiffusionConfig()),
     "meanflow": lambda: PolicyConfig(objective=MeanFlowConfig()),
