@@ -347,10 +347,10 @@ def test_a_viewer_that_confirms_what_it_never_reads_is_hung_up_on(
     options, stop = PageOptions(port=0), threading.Event()
     with listen(options) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is sent and not read soon fills it
-        server = page_server.PageServer(rings.rings, options)
+        server, url = page_server.PageServer(rings.rings, options), address(listening, options)
         serving = threading.Thread(target=lambda: asyncio.run(server.run(listening, stop.is_set)), daemon=True)
         serving.start()
-        deaf = never_reads(address(listening, options), b'{"seen":1000000}')
+        deaf = never_reads(url, b'{"seen":1000000}')
         try:
             until(lambda: server._viewers, "it is a viewer")
             (viewer,) = server._viewers
