@@ -149,6 +149,8 @@ class DrivenArm:
                 if self.person:
                     towards = self.takeover.tracker.follow(at_ns - self.latency_ns, last, self.limiter.dt_s)
                     answer = self.limiter.stop() if towards is None else self.limiter.follow(*towards)
+                    if towards is None:  # nothing new was heard: they go on from where it stops
+                        self.takeover.tracker.rest(self.limiter.stop_positions)
                 else:  # let go: what has not been followed yet is forgotten
                     answer = self.limiter.stop()
                     positions = self.limiter.stop_positions
