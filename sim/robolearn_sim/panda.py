@@ -51,6 +51,8 @@ ARM_NAMES = (
 ARM_UNITS = "m,m,m,1,1,1,1,1,1,m"
 """With these the states of all but Lift begin: where the point between the fingertips is; unit vectors along which the
 gripper points and its fingers close; the way between the fingertips. ``Scene.arm`` gives their values."""
+ARENA_BYTES = 16 << 20
+"""For contacts and constraints of one instant; demonstrations need a hundredth. robosuite reserves 1.3 GB."""
 
 
 class Task(Protocol):
@@ -346,6 +348,7 @@ def _our_model(mujoco: Any, xml: str, compiled: Any, unused: tuple[str, ...]) ->
     for name in unused:
         made.delete(made.body(name))
     simplify_looks(mujoco, made, compiled, DETAIL_M)
+    made.memory, made.njmax, made.nconmax = ARENA_BYTES, -1, -1
     return made.compile()
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,11 @@ def run(task: str, episodes: int, seed: int) -> None:
     if not (folder / "evaluation.json").exists():
         prepare(task)
         where = task if episodes == GENERATED else RECORDED_IN[task]
-        words = ["train", str(_dataset(where, episodes)), "--preset", "lift-state", "--out", str(folder)]
-        words += ["--steps", str(STEPS[task]), "--batch-size", str(BATCH), "--checkpoint-every", str(STEPS[task])]
-        _do(*words, *(["--resume"] if (folder / "training.safetensors").exists() else ["--seed", str(seed)]))
+        if not (folder / "training.safetensors").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # stopped before its end, where all is saved
+            words = ["train", str(_dataset(where, episodes)), "--preset", "lift-state", "--out", str(folder)]
+            words += ["--steps", str(STEPS[task]), "--batch-size", str(BATCH), "--checkpoint-every", str(STEPS[task])]
+            _do(*words, "--seed", str(seed))
         (folder / "evaluation.json").write_text(json.dumps(_evaluate(task, folder)))
 
 
