@@ -27,8 +27,9 @@ from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
-from robolearn.policies.vla.config import VlaConfig, VlaError
+from robolearn.policies.vla.config import TINY, VlaConfig, VlaError
 from robolearn.policies.vla.encoder import PrefixEncoder
+from robolearn.policies.vla.length import InstructionLimit
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
 
@@ -131,6 +132,24 @@ def load_policy(
 def load_spec(folder: Path | str) -> PolicySpec:
     """The spec alone, without building the network."""
     return PolicySpec.from_json(_describe(resolve_checkpoint(folder))["spec"])
+
+
+def load_instruction_limit(folder: Path | str) -> InstructionLimit | None:
+    """How long an instruction may be, without building the network; None: it reads none, or that is not known."""
+    folder = resolve_checkpoint(folder)
+    description = _describe(folder)
+    spec, trunk = PolicySpec.from_json(description["spec"]), description["policy"]["trunk"]
+    if trunk["kind"] != "vla" or not any(stream.kind == "text" for stream in spec.observation.values()):
+        return None
+    numbers = 0
+    if trunk["state"] == "text":
+        for name, stream in spec.observation.items():
+            chosen = spec.components.get(name, range(stream.size)) if stream.kind == "state" else ()
+            numbers += spec.obs_horizon * (len(chosen) + len(set(chosen) & set(stream.wraps)))
+    tokeniser = folder / "backbone" / "tokenizer.json"
+    if trunk["backbone"]["kind"] == "small" or trunk["backbone"]["name"].startswith(TINY):
+        return InstructionLimit(trunk["max_text"], numbers)
+    return InstructionLimit(trunk["max_text"], numbers, tokeniser) if tokeniser.is_file() else None
 
 
 def load_fingerprints(folder: Path | str) -> dict[str, str]:

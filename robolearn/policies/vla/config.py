@@ -9,6 +9,9 @@ from pydantic import Discriminator
 
 from robolearn_data.schema import UserError
 
+TINY = "tiny-"
+"""Before the name of a family: random weights of a few thousand parameters, words as bytes."""
+
 
 class VlaError(UserError):
     """A VLA cannot be built, loaded, or told what it was told."""

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from robolearn.policies.vla.config import PretrainedConfig, VlaError
+from robolearn.policies.vla.config import TINY, PretrainedConfig, VlaError
 from robolearn.policies.vla.pretrained import FAMILIES, PretrainedBackbone
 from robolearn.policies.vla.text import ByteTokeniser, PretrainedTokeniser, Tokeniser
 
-TINY = "tiny-"
 _ELSE = "a folder with the model, or --backbone small, which trains from nothing"
 
 
