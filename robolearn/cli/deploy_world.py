@@ -37,8 +37,8 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
     texts = {name for name, s in source.spec.observation.items() if s.kind == "text"} - world.schema.streams.keys()
     if texts and not options.instruction and not (options.teleop and options.page):
         raise UserError(
-            f"the policy reads the text {min(texts)!r}, and the world {world_name} says nothing: tell it what to do with "
-            "--instruction, or on a page with --teleop page"
+            f"the policy reads the text {min(texts)!r}, and the world {world_name} says nothing: tell it what to do "
+            "with --instruction, or on a page with --teleop page"
         )
     with _people(options, world) as (people, typed), _Bar(options.seconds, typed) as watcher:
         run_options = RunOptions(
