@@ -12,9 +12,7 @@ from robolearn_data.schema import Observation, Schema, SchemaError, Stream, User
 from robolearn_data.world import Step, WorldSpec
 
 TEXT = Stream((32,), "uint8", "text")
-SILENT = WorldSpec(
-    "dumb", Schema(10.0, {"state": Stream((1,)), "action": Stream((1,), kind="action")}), max_steps=5
-)
+SILENT = WorldSpec("dumb", Schema(10.0, {"state": Stream((1,)), "action": Stream((1,), kind="action")}), max_steps=5)
 SPEAKING = replace(SILENT, schema=Schema(10.0, {"task": TEXT, **SILENT.schema.streams}))
 
 
