@@ -199,7 +199,8 @@ def run(
             nonlocal told
             if (said := channels.in_force()) != told:
                 told = said
-                watcher.message(f"instruction: {said or 'none'}")
+                if said != channels.instruction():  # what a person says has been heard already
+                    watcher.message(f"the world says: {said}")
             return stop_asked() or (people is not None and _hear(people, channels, log, watcher))
 
         failure = _watch(thinker, actor, log, options.seconds, over, watcher)

@@ -27,7 +27,7 @@ from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
-from robolearn.policies.vla.config import TINY, VlaConfig, VlaError
+from robolearn.policies.vla.config import TINY, SmallConfig, VlaConfig, VlaError
 from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn.policies.vla.length import InstructionLimit
 from robolearn_data.schema import UserError
@@ -146,9 +146,9 @@ def load_instruction_limit(folder: Path | str) -> InstructionLimit | None:
         for name, stream in spec.observation.items():
             chosen = spec.components.get(name, range(stream.size)) if stream.kind == "state" else ()
             numbers += spec.obs_horizon * (len(chosen) + len(set(chosen) & set(stream.wraps)))
-    tokeniser = folder / "backbone" / "tokenizer.json"
-    if trunk["backbone"]["kind"] == "small" or trunk["backbone"]["name"].startswith(TINY):
-        return InstructionLimit(trunk["max_text"], numbers)
+    backbone, tokeniser = trunk["backbone"], folder / "backbone" / "tokenizer.json"
+    if backbone["kind"] == "small" or backbone["name"].startswith(TINY):
+        return InstructionLimit(trunk["max_text"], numbers, backbone.get("text", "bytes"))
     return InstructionLimit(trunk["max_text"], numbers, tokeniser) if tokeniser.is_file() else None
 
 
@@ -211,7 +211,9 @@ def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
     }
     if isinstance(config.trunk, VlaConfig):
         backbone = config.trunk.backbone
-        parts = {**parts, "vla": [config.trunk.state, config.trunk.max_text, backbone.kind, backbone.image_size]}
+        seen = [config.trunk.state, config.trunk.max_text, backbone.kind, backbone.image_size]
+        words = [backbone.text] if isinstance(backbone, SmallConfig) and backbone.text != "bytes" else []
+        parts = {**parts, "vla": [*seen, *words]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -36,6 +36,7 @@ from results import write_family
 
 from robolearn.cli.main import main as robolearn
 from robolearn.training.config import PRESETS, OptimiserConfig, TrainConfig, dump_config
+from robolearn.policies.vla.config import SmallConfig
 from robolearn_data.schema import UserError
 
 FAMILY, WORLD = "vla", "so101_language"
@@ -69,14 +70,15 @@ TESTED: dict[str, tuple[str, dict[str, str]]] = {
 def settings(variant: str, seed: int, steps: int) -> TrainConfig:
     config = PRESETS["vla-small"]()
     trunk = config.policy.trunk
-    backbone = replace(trunk.backbone, width=96, layers=3, heads=3, kv_heads=3, head_dim=32, mlp=256)  # type: ignore
-    trunk = replace(trunk, backbone=backbone, max_text=56)  # type: ignore
+    backbone = SmallConfig(width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=344, text="words")
+    trunk = replace(trunk, backbone=backbone, max_text=13)  # pyright: ignore[reportArgumentType]
     return replace(
         config,
         policy=replace(config.policy, trunk=trunk),
         optimiser=OptimiserConfig(lr=1e-3, warmup=200),
         observe=TRAINED[variant],
         steps=steps,
+        batch_size=128,
         seed=seed,
         checkpoint_every=max(steps // CHECKPOINTS, 1),
     )

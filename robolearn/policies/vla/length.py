@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from robolearn.policies.vla.config import VlaError
+
+OwnUnit = Literal["bytes", "words"]
+WORDS = 4096
+"""Different words that are told apart: of forty, all are in four cases of five."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +23,16 @@ class InstructionLimit:
     """Tokens of a prompt."""
     numbers: int = 0
     """Components of the state that stand in the prompt beside the instruction."""
-    tokeniser: Path | None = None
-    """tokenizer.json of the backbone; None: a token is a byte."""
+    tokeniser: OwnUnit | Path = "bytes"
+    """What a token is; of a pretrained backbone its tokenizer.json."""
 
     def __call__(self, text: str) -> None:
         longest = [255] * self.numbers
-        count = tokens_of(self.tokeniser, prompt(text, longest))
+        count = len(tokens_of(self.tokeniser, prompt(text, longest)))
         if count <= self.most:
             return
-        around = tokens_of(self.tokeniser, prompt("", longest))
-        unit = "bytes" if self.tokeniser is None else "tokens"
+        around = len(tokens_of(self.tokeniser, prompt("", longest)))
+        unit = "tokens" if isinstance(self.tokeniser, Path) else self.tokeniser
         short = text if len(text) <= 60 else f"{text[:57]}..."
         raise VlaError(
             f"the instruction {short!r} has {count - around} {unit}, the policy takes {self.most - around}: say it "
@@ -35,15 +40,17 @@ class InstructionLimit:
         )
 
 
-def tokens_of(tokeniser: Path | None, text: str) -> int:
-    """How many ``text`` has; None: bytes.
+def tokens_of(tokeniser: OwnUnit | Path, text: str) -> list[int]:
+    """Their numbers. A word's is a hash of its letters, whatever their case, so that no list of words is needed.
 
     Raises:
         VlaError: the tokeniser cannot be read.
     """
-    if tokeniser is None:
-        return len(text.encode(errors="surrogateescape"))
-    return len(_tokeniser(tokeniser).encode(text).ids)
+    if isinstance(tokeniser, Path):
+        return _tokeniser(tokeniser).encode(text).ids
+    if tokeniser == "bytes":
+        return list(text.encode(errors="surrogateescape"))
+    return [zlib.crc32(word.encode(errors="surrogateescape")) % WORDS for word in text.lower().split()]
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robolearn.policies.vla.config import VlaError
-from robolearn.policies.vla.length import prompt
+from robolearn.policies.vla.length import OwnUnit, prompt, tokens_of
 
 
 class Tokeniser(Protocol):
@@ -27,14 +27,15 @@ class Tokeniser(Protocol):
         ...
 
 
-class ByteTokeniser:
-    """A token is a byte of UTF-8."""
+class OwnTokeniser:
+    """Of the small backbone: a token is a byte of UTF-8, or a word."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, unit: OwnUnit, most: int) -> None:
+        self.unit: OwnUnit = unit
         self.most = most
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return padded([list(text.encode()) for text in texts], texts, self.most)
+        return padded([tokens_of(self.unit, text) for text in texts], texts, self.most)
 
     def save_assets(self, folder: Path) -> None:
         pass
