@@ -35,8 +35,8 @@ import numpy as np
 from results import write_family
 
 from robolearn.cli.main import main as robolearn
-from robolearn.training.config import PRESETS, OptimiserConfig, TrainConfig, dump_config
 from robolearn.policies.vla.config import SmallConfig
+from robolearn.training.config import PRESETS, OptimiserConfig, TrainConfig, dump_config
 from robolearn_data.schema import UserError
 
 FAMILY, WORLD = "vla", "so101_language"

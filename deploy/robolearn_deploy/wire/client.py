@@ -402,7 +402,7 @@ class RemoteCheck:
     within_s: float = 3.0
 
     def __call__(self, text: str) -> None:
-        within = {"connect_s": self.within_s, "reply_s": self.within_s}
+        within: dict[str, Any] = {"connect_s": self.within_s, "reply_s": self.within_s}
         with contextlib.closing(
             RemotePolicy(self.url, token=self.token, certificate=self.certificate, **within)
         ) as peer:
