@@ -276,7 +276,7 @@ class PolicyServer:
             for text in _texts(incoming.request.observation, self.spec):
                 self._check(text)
             client.asked += 1
-        except UserError as error:
+        except (WireError, UserError) as error:
             self.statistics.failed += 1
             if extension is not None and type(id) is not int:
                 raise
