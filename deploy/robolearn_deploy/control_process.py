@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from robolearn_data.schema import Observation, SchemaError
+from robolearn_data.instructed import InstructedWorld
+from robolearn_data.schema import Observation, SchemaError, Stream
 from robolearn_data.world import Step, World, WorldSpec
-from robolearn_deploy.channels import Channels, Handles, chunk_of, stream_field
+from robolearn_deploy.channels import OBSERVED, Channels, Handles, chunk_of, stream_field
 from robolearn_deploy.chunks import ControlState, Refusals, hold_action
 from robolearn_deploy.plan import Planned, PlanTiming
 from robolearn_deploy.schedulers import find
@@ -40,6 +41,8 @@ class ControlOptions:
     scheduler: str
     """Says how chunks become actions, see schedulers.py."""
     timing: PlanTiming
+    texts: Mapping[str, Stream]
+    """What the policy is told, whether the world says it or a person."""
     people: PeopleHandles | None = None
     """Those who may take over."""
 
@@ -56,14 +59,15 @@ def control_process(
             rendezvous()
             with ExitStack() as stack:
                 people = TakeOver(stack, options.people, world) if options.people else None
-                _Control(world, channels, options, people).run()
+                told = InstructedWorld(world, options.texts, channels.instruction, understood=False)
+                _Control(told, channels, options, people).run()
         finally:
             world.close()
 
 
 class _Control:
     def __init__(
-        self, world: World, channels: Channels, options: ControlOptions, people: TakeOver | None = None
+        self, world: InstructedWorld, channels: Channels, options: ControlOptions, people: TakeOver | None = None
     ) -> None:
         self._world = world
         self._people = people
@@ -71,6 +75,9 @@ class _Control:
         self._options = options
         self._stopped = channels.stop_check()
         self._action = world.spec.schema.stream("action")
+        self._observed = tuple(world.spec.schema.of_kind(*OBSERVED))
+        self._text = next(iter(world.spec.schema.of_kind("text")), None)
+        self._said = b""
         self._refusals = Refusals()
         self._plan = find(options.scheduler).plan(self._refusals, options.timing)
         self._next_chunk = 0
@@ -99,6 +106,7 @@ class _Control:
         sent: np.ndarray | None = None
         while not self._stopped():
             tick = ticker.wait()
+            observation = self._world.told(observation)
             index = self._observe(tick, episode, observation)
             self._receive(tick.woke_ns)
             state, planned, requested = self._choose(tick, observation, sent)
@@ -148,7 +156,10 @@ class _Control:
             self._people.show(tick, state, episode, observation, action, planned, refused, until_ns)
 
     def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
-        streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image", "points")}
+        streams = {stream_field(name): observation[name] for name in self._observed}
+        if self._text is not None and (said := observation[self._text].tobytes()) != self._said:
+            self._said = said
+            self._channels.said.publish({"text": observation[self._text]})
         return self._channels.observations.publish({"capture_ns": tick.due_ns, "episode": episode, **streams})
 
     def _receive(self, at_ns: int) -> None:

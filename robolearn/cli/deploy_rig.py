@@ -48,6 +48,7 @@ def run_on_rig(options: Deploy, path: Path, source: PolicySource) -> RigReport:
         scheduler=source.scheduler,
         replan_steps=options.replan,
         instruction=options.instruction,
+        check_instruction=source.check,
         episodes=options.episodes,
         episode_s=options.episode_s,
         reset_s=options.reset_s,
