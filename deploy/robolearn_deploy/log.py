@@ -67,7 +67,7 @@ def recording_schema(schema: Schema) -> Schema:
     action = schema.stream("action")
     extra = {
         "action_sent": replace(action, kind="info"),
-        "control_state": Stream((), "uint8", "info", unit="chunks.ControlState"),
+        "control_state": Stream((), "uint8", "info"),  # chunks.ControlState
         "intervention": Stream((), "uint8", "info"),
         "chunk": Stream((), "int64", "info", unit="sequence"),
         "chunk_age": Stream((), "int64", "info", unit="ns"),

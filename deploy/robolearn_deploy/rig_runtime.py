@@ -311,7 +311,7 @@ class RigRun:
         for worker in self.workers.values():
             worker.release()
         if self.page_address:
-            watcher.message(f"dashboard: {self.page_address}")
+            watcher.message(f"page: {self.page_address}")
         watcher.started(Operator(self.commands["person"]), self.instruct, self.pids(), self.rings())
         return log
 

@@ -190,7 +190,7 @@ class PageServer:
                 return _respond(http.HTTPStatus.SEE_OTHER, b"", Location="/", Set_Cookie=cookie)
             return _respond(http.HTTPStatus.UNAUTHORIZED, _SIGN_IN.format("That was not the token.").encode(), _HTML)
         if not self._door.lets_in(request.headers):
-            asks = "The token of this robot's dashboard:"
+            asks = "The token of this robot's page:"
             return _respond(http.HTTPStatus.UNAUTHORIZED, _SIGN_IN.format(asks).encode(), _HTML)
         self._doorstep.let_in(connection)
         if path == "/socket":
