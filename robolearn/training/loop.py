@@ -135,6 +135,7 @@ def train(
         group,
         save=save_policy,
         evaluated=evaluated if make_world and config.eval_every else None,
+        eval_every=config.eval_every,
         resume=resume,
         stop_at=stop_at,
         workers=workers,
@@ -152,6 +153,7 @@ def optimise(
     *,
     save: Save,
     evaluated: Callable[[M], Evaluation] | None = None,
+    eval_every: int = 0,
     resume: bool = False,
     stop_at: int | None = None,
     workers: int = 0,
@@ -162,7 +164,7 @@ def optimise(
     Args:
         data: fingerprint of the datasets; a run is resumed with the same ones.
         save: writes a checkpoint.
-        evaluated: what the averaged module achieves in a world, asked every ``config.eval_every`` steps.
+        evaluated: what the averaged module achieves in a world, asked every ``eval_every`` steps.
         notes: lines for the person who watches.
 
     Returns:
@@ -233,7 +235,7 @@ def optimise(
                 save(ema.module, folder, dataset_fingerprint=data, step=done)
                 save_state(run, Progress(done, cpu_s, data), module, ema, optimiser)
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
-            if log and evaluated and (done % config.eval_every == 0 or done == config.steps):
+            if log and evaluated and (done % eval_every == 0 or done == config.steps):
                 result = evaluated(ema.module)
                 log.write({"step": done, "success_rate": result.success_rate, "score": result.score})
                 bar.note(f"step {done}: {result.summary()}")
