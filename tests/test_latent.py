@@ -227,7 +227,7 @@ def test_actions_are_found_in_video_by_a_linear_probe_and_z_does_not_carry_the_p
     z, untrained = (np.mean(found["probes"]["action"][source]) for source in ("z", "untrained"))
     assert z > 0.9
     assert z > untrained + 0.1
-    assert found["explained"]["z"] > 0.8
+    assert found["explained"]["z"] > 0.6
     assert found["explained"]["z of another pair"] < 0.2
     assert found["leakage"]["picture from z, linear"] < 0.2
     assert found["codes"]["varying"] >= 2
