@@ -5,9 +5,9 @@
     python tests/benchmarks/policies_latent.py all --seeds 3      # all that are missing, one after the other
     python tests/benchmarks/policies_latent.py write              # what is done -> results/families.json
 
-Each can be stopped at any time and goes on where it was. Every policy sees the last two 96x96 pictures and nothing else,
-has the same encoder, trunk and objective, and as many optimiser steps in all (PRETRAIN + DECODE); each seed has its own
-ten labelled episodes. The last checkpoint (averaged weights) runs the starts from seed 100000 on.
+Each can be stopped at any time and goes on where it was. Every policy sees the last two 96x96 pictures and nothing
+else, has the same encoder, trunk and objective, and as many optimiser steps in all (PRETRAIN + DECODE); each seed has
+its own ten labelled episodes. The last checkpoint (averaged weights) runs the starts from seed 100000 on.
 
 - method: latent actions from the pictures of all 206 episodes, a policy trained to predict them, then the ten episodes.
 - control-few: cloning of the ten episodes alone.
@@ -37,7 +37,7 @@ LEARN, PRETRAIN, DECODE = 2_500, 3_000, 1_000
 MODEL = ["--model.patch", "4", "--model.width", "32", "--model.kl", "1e-5", "--batch-size", "64"]
 MODEL += ["--optimiser.lr", "1e-3", "--optimiser.warmup", "100"]
 POLICY = ["--observe", "img", "--policy.trunk.widths", "32", "64", "128", "--batch-size", "64", "--precision", "bf16"]
-POLICY += ["--optimiser.lr", "5e-4"]
+POLICY += ["--optimiser.lr", "5e-4", "--optimiser.warmup", "100"]
 
 
 def prepare(runs: Path) -> None:
