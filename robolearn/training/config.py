@@ -126,6 +126,7 @@ class LatentTrainConfig(RunConfig):
     """One training run of a latent-action model."""
 
     model: LatentModelConfig = field(default_factory=LatentModelConfig)
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=2e-3, warmup=100))
     stream: str = ""
     """The camera that is learned from; empty: the only one that there is."""
     features: str = ""

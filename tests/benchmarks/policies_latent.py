@@ -34,8 +34,6 @@ SOURCE = Path("../shared/datasets/pusht_cchi_v7_replay.zarr")
 FIRST_SEED, LABELLED, EPISODES = 100_000, 10, 206
 VARIANTS = ("method", "control-few", "control-all", "control-untrained")
 LEARN, PRETRAIN, DECODE = 2_000, 2_500, 750
-MODEL = ["--model.patch", "4", "--model.width", "32", "--model.kl", "1e-5", "--batch-size", "64"]
-MODEL += ["--optimiser.lr", "2e-3", "--optimiser.warmup", "100"]
 POLICY = ["--observe", "img", "--policy.trunk.widths", "32", "64", "128", "--batch-size", "64", "--precision", "bf16"]
 POLICY += ["--optimiser.lr", "5e-4", "--optimiser.warmup", "100"]
 
@@ -102,7 +100,7 @@ def run(runs: Path, variant: str, seed: int, *, episodes: int, workers: int) -> 
 
 def learn(runs: Path, folder: Path, seed: int) -> None:
     words = ["latent", "learn", str(runs / "video.zarr"), "--out", str(folder)]
-    _goes_on(folder, words, [*MODEL, "--seed", str(seed), "--steps", str(LEARN), "--checkpoint-every", "500"], LEARN)
+    _goes_on(folder, words, ["--seed", str(seed), "--steps", str(LEARN), "--checkpoint-every", "500"], LEARN)
 
 
 def train(data: Path, folder: Path, seed: int, steps: int, *more: str) -> None:
@@ -123,8 +121,8 @@ def untrained(folder: Path, runs: Path, seed: int) -> Path:
     if not folder.exists():
         schema = Dataset.open(runs / "video.zarr").schema
         torch.manual_seed(seed)
-        config = LatentModelConfig(patch=4, width=32)
-        save_latent_model(LatentActionModel("img", schema.streams["img"], schema.rate_hz, config), folder)
+        image = schema.streams["img"]
+        save_latent_model(LatentActionModel("img", image, schema.rate_hz, LatentModelConfig()), folder)
     return folder
 
 

@@ -25,9 +25,9 @@ class LatentModelConfig:
     to a few levels (fsq). Without one, the latent action could be the later picture itself."""
     size: int = 8
     """Numbers of a gaussian latent action, or of a code of vq."""
-    kl: float = 1e-3
+    kl: float = 1e-5
     """gaussian: weight of the divergence from a standard normal distribution, against the part of the change that is
-    not predicted."""
+    not predicted. Too much of it and z says nothing: no number varies, and the z of another pair explains as much."""
     tokens: int = 4
     """vq: codes that make one latent action."""
     codes: int = 16
@@ -38,9 +38,9 @@ class LatentModelConfig:
     """fsq: levels of each number of a latent action."""
     image_size: int = 96
     """pixels: height and width to which pictures are scaled."""
-    patch: int = 8
+    patch: int = 4
     """pixels: height and width of the patches that a picture is cut into."""
-    width: int = 64
+    width: int = 32
     """Channels of both models."""
 
     def __post_init__(self) -> None:
