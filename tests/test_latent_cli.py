@@ -62,6 +62,7 @@ def learned(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_three_commands_make_a_policy_that_eval_runs_with_every_kind_of_scheduler(
     learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

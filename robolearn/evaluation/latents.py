@@ -28,8 +28,8 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.reading import View, WindowReader
 from robolearn_data.windows import windows
 
-COARSE = 12
-"""Height and width of the pictures that linear maps read and tell."""
+COARSE = 432
+"""The most numbers of a picture that linear maps read and tell: 12 x 12 x 3 of a picture in colour."""
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of ridge regression, against the variance of standardised data; each map is shown with the one that suits it best."""
@@ -134,8 +134,8 @@ def measure(
             errors[name] += float((guess - after).square().double().sum())
         keep("z", z)
         keep("untrained", untrained.inverse(before, after))
-        keep("picture", F.adaptive_avg_pool2d(before, COARSE))
-        keep("difference", F.adaptive_avg_pool2d(after - before, COARSE))
+        keep("picture", _coarse(before))
+        keep("difference", _coarse(after - before))
         columns.setdefault("code", []).append(model.bottleneck.codes(x).cpu().numpy())
         columns.setdefault("episode", []).append(piece.episode)
         if model.config.bottleneck == "gaussian":
@@ -215,6 +215,12 @@ def linear_r2(x: np.ndarray, y: np.ndarray, episode: np.ndarray, folds: int = 5)
         return np.full(y.shape[1], np.nan)
     r2 = 1 - residual / np.where(lives, variance, np.nan)
     return r2[np.argmax(np.nanmean(r2[:, lives], axis=1))]
+
+
+def _coarse(x: Tensor) -> Tensor:
+    """(M, C, H, W) -> (M, C, h, w) of at most ``COARSE`` numbers."""
+    side = max(int((COARSE / x.shape[1]) ** 0.5), 1)
+    return F.adaptive_avg_pool2d(x, (min(side, x.shape[2]), min(side, x.shape[3])))
 
 
 def _mean_picture(model: LatentActionModel, parts: Sequence[tuple[Dataset, Sequence[int]]], most: int) -> Tensor:
