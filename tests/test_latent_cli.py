@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,23 @@ def test_what_does_not_fit_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_the_joined_batch(folder: Path, tmp_path: Path) -> None:
+    words = ["latent", "learn", str(folder / "video.zarr"), "--model.bottleneck", "vq", "--model.replace-every", "2"]
+    words = ["-m", "robolearn.cli.main", *words, *MODEL, "--steps", "6", "--device", "cpu", "--out"]
+    joined = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, how in (("one", []), ("two", joined)):
+        command = [sys.executable, *how, *words, str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "training.safetensors") for name in ("one", "two"))
+    assert torch.equal(one["model.bottleneck.used"], two["model.bottleneck.used"])
+    for name, value in one.items():
+        if name.startswith("model."):
+            torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-5)
 
 
 def test_the_spec_of_a_pretrained_policy_says_that_its_actions_are_latent(learned: Path) -> None:

@@ -24,7 +24,8 @@ def latent_figure(
     """What ``measure`` found, and, where pixels are predicted, a few pictures with what the model makes of them."""
     pixels = model.features is None and model.image.shape[-1] == 3
     figure = Figure(figsize=(12, 3.3 + (5.2 if pixels else 0)), dpi=110, layout="constrained")
-    top, bottom = (*figure.subfigures(2, 1, height_ratios=(3.3, 5.2)),) if pixels else (figure, None)
+    parts_of_figure: Any = figure.subfigures(2, 1, height_ratios=(3.3, 5.2)) if pixels else (figure, None)
+    top, bottom = parts_of_figure
     change, codes, probes = top.subplots(1, 3, width_ratios=(1.1, 1, 1.4))
     shown = {
         "later picture from z": figures["explained"]["z"],

@@ -10,6 +10,7 @@ import math
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from robolearn.policies.contracts import Draws
@@ -79,7 +80,7 @@ class VectorQuantised(nn.Module):
 
     In training the error of quantisation is replaced by noise of the same length in a random direction: its gradient
     reaches both the inverse model and the codebook, with no loss of its own and no straight-through estimate. Codes
-    that were hardly used are moved next to codes that were (section III.B there).
+    that were hardly used are moved next to codes that were, as there.
     """
 
     used: Tensor
@@ -105,7 +106,10 @@ class VectorQuantised(nn.Module):
             self._replace_unused()
         code_BN = self.codes(x)
         if self.training:
-            self.used += torch.bincount(code_BN.flatten(), minlength=self.codebook_size)
+            used = torch.bincount(code_BN.flatten(), minlength=self.codebook_size)
+            if dist.is_initialized():
+                dist.all_reduce(used)
+            self.used += used
             self.steps += 1
         return substituted(x_BND, self.codebook[code_BN], draws["noise"]).flatten(1), {}
 
@@ -133,7 +137,7 @@ class VectorQuantised(nn.Module):
 
 
 def substituted(x: Tensor, quantised: Tensor, noise: Tensor) -> Tensor:
-    """x + |x - quantised| noise / |noise| over the last axis: equation 4 of Vali & Bäckström 2022."""
+    """x + |x - quantised| noise / |noise| over the last axis (Vali & Bäckström 2022)."""
     error = (x - quantised).norm(dim=-1, keepdim=True)
     return x + error * noise / noise.norm(dim=-1, keepdim=True)
 
@@ -171,8 +175,8 @@ class FiniteScalar(nn.Module):
         return (place * self.basis).sum(-1, keepdim=True)
 
     def bound(self, x: Tensor) -> Tensor:
-        """(B, Z) -> numbers that round to as many whole ones as there are levels (section 3.1 there, and A.1's shift
-        for even numbers of levels, so that 0 stays 0)."""
+        """(B, Z) -> numbers that round to as many whole ones as there are levels. The shift is for even numbers of
+        levels, so that 0 stays 0."""
         half = (self.levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         return torch.tanh(x + torch.atanh(offset / half)) * half - offset
