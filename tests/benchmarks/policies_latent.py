@@ -3,7 +3,8 @@
     python tests/benchmarks/policies_latent.py prepare            # the datasets, once
     python tests/benchmarks/policies_latent.py run method 0       # one run: variant, seed; trains, evaluates
     python tests/benchmarks/policies_latent.py all --seeds 3      # all that are missing, one after the other
-    python tests/benchmarks/policies_latent.py write              # what is done -> results/families.json
+    python tests/benchmarks/policies_latent.py write              # what is done -> results/families.json,
+                                                                  # results/latent_models.json
 
 Each can be stopped at any time and goes on where it was. Every policy sees the last two 96x96 pictures and nothing
 else, has the same encoder, trunk and objective, and as many optimiser steps in all (PRETRAIN + DECODE); each seed has
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import write_family
+from results import write_family, write_results
 
 from robolearn.cli.main import main as robolearn
 from robolearn_data.schema import UserError
@@ -79,28 +80,30 @@ def run(runs: Path, variant: str, seed: int, *, episodes: int, workers: int) -> 
         return
     prepare(runs)
     few = runs / f"few-{seed}.zarr"
-    extra: dict[str, Any] = {}
     if variant == "control-few":
         train(few, folder, seed, PRETRAIN + DECODE)
     elif variant == "control-all":
         train(runs / "all.zarr", folder, seed, PRETRAIN + DECODE)
     else:
-        model = runs / f"latent-{seed}" if variant == "method" else untrained(runs / f"untrained-{seed}", runs, seed)
+        model = runs / (f"latent-{seed}" if variant == "method" else f"untrained-{seed}")
         if variant == "method":
             learn(runs, model, seed)
-            extra = figures(runs, model)
+        else:
+            untrained(model, runs, seed)
         pretrained = runs / f"{variant}-{seed}-pretrained"
         train(runs / "video.zarr", pretrained, seed, PRETRAIN, "--latent", str(model))
         train(few, folder, seed, DECODE, "--start-from", str(pretrained))
-    _write(
-        done, {"variant": variant, "condition": "seen", "seed": seed, **evaluated(folder, episodes, workers), **extra}
-    )
+    _write(done, {"variant": variant, "condition": "seen", "seed": seed, **evaluated(folder, episodes, workers)})
     print(done.read_text(), flush=True)
 
 
-def learn(runs: Path, folder: Path, seed: int) -> None:
+def learn(runs: Path, folder: Path, seed: int, bottleneck: str = "gaussian") -> None:
+    chosen = ["--model.bottleneck", bottleneck, "--seed", str(seed), "--steps", str(LEARN), "--checkpoint-every", "500"]
     words = ["latent", "learn", str(runs / "video.zarr"), "--out", str(folder)]
-    _goes_on(folder, words, ["--seed", str(seed), "--steps", str(LEARN), "--checkpoint-every", "500"], LEARN)
+    _goes_on(folder, words, chosen, LEARN)
+    if not (folder / "report" / "report.json").exists():
+        words = ["latent", "report", str(folder), str(runs / "all.zarr"), "--episodes", "0-49"]
+        _checked([*words, "--out", str(folder / "report")])
 
 
 def train(data: Path, folder: Path, seed: int, steps: int, *more: str) -> None:
@@ -109,7 +112,7 @@ def train(data: Path, folder: Path, seed: int, steps: int, *more: str) -> None:
     _goes_on(folder, words, chosen, steps)
 
 
-def untrained(folder: Path, runs: Path, seed: int) -> Path:
+def untrained(folder: Path, runs: Path, seed: int) -> None:
     """A latent-action model as it is before its first step."""
     import torch
 
@@ -123,27 +126,27 @@ def untrained(folder: Path, runs: Path, seed: int) -> Path:
         torch.manual_seed(seed)
         image = schema.streams["img"]
         save_latent_model(LatentActionModel("img", image, schema.rate_hz, LatentModelConfig()), folder)
-    return folder
 
 
-def figures(runs: Path, model: Path) -> dict[str, Any]:
-    """What `robolearn latent report` says of the model, on 50 episodes."""
-    path = model / "report" / "report.json"
-    if not path.exists():
-        words = [
-            "latent",
-            "report",
-            str(model),
-            str(runs / "all.zarr"),
-            "--episodes",
-            "0-49",
-            "--out",
-            str(path.parent),
-        ]
-        _checked(words)
-    found = json.loads(path.read_text())
-    mean = {name: {s: float(np.mean(v)) for s, v in probe.items()} for name, probe in found["probes"].items()}
-    return {"latent": {**{k: found[k] for k in ("explained", "leakage", "codes")}, "probes": mean}}
+def figures(folder: Path) -> dict[str, Any]:
+    """What `robolearn latent report` says of a model, in one row; R^2 of probes are means of the components."""
+    found = json.loads((folder / "report" / "report.json").read_text())
+    seed, bottleneck = (*folder.name.split("-")[1:], "gaussian")[:2]
+    codes = found["codes"]
+    row = {
+        "bottleneck": bottleneck,
+        "seed": int(seed),
+        "explained": found["explained"]["z"],
+        "explained by another z": found["explained"]["z of another pair"],
+        "leak: mean picture": found["leakage"]["mean picture and z"],
+        "leak: another picture": found["leakage"]["another picture and z"],
+        "picture from z": found["leakage"]["picture from z, linear"],
+        "codes used": f"{codes['used']} of {codes['size']}" if "size" in codes else "",
+        "perplexity": round(codes["perplexity"], 1) if "size" in codes else "",
+    }
+    for name, probe in found["probes"].items():
+        row |= {f"{name}: {source}": float(np.mean(values)) for source, values in probe.items()}
+    return row
 
 
 def evaluated(folder: Path, episodes: int, workers: int) -> dict[str, Any]:
@@ -172,16 +175,22 @@ def write(runs: Path, folder: Path | None = None) -> None:
     """Rows of all runs, in the order of VARIANTS."""
     rows = [json.loads(path.read_text()) for path in runs.glob("*/row-*.json")]
     rows.sort(key=lambda row: (VARIANTS.index(row["variant"]), row["seed"], row["episodes"]))
-    print(write_family("latent-action", rows, **({} if folder is None else {"folder": folder})))
+    where = {} if folder is None else {"folder": folder}
+    print(write_family("latent-action", rows, **where))
+    models = sorted(path.parents[1] for path in runs.glob("latent-*/report/report.json"))
+    print(write_results("latent_models", [figures(model) for model in models], **where))
 
 
 def everything(runs: Path, seeds: int, one: Callable[[str, int], None]) -> None:
-    """The controls that answer the question first, seed by seed; then the last control."""
+    """The controls that answer the question first, seed by seed; then the last control, and the other bottlenecks."""
     for variants in (VARIANTS[:3], VARIANTS[3:]):
         for seed in range(seeds):
             for variant in variants:
                 one(variant, seed)
                 write(runs)
+    for bottleneck in ("vq", "fsq"):
+        learn(runs, runs / f"latent-0-{bottleneck}", 0, bottleneck)
+        write(runs)
 
 
 def _goes_on(folder: Path, words: list[str], chosen: list[str], steps: int) -> None:
