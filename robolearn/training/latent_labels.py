@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import Progress
 
 from robolearn.policies.latent.checkpoint import latent_fingerprint, load_latent_model
 from robolearn.policies.latent.config import LatentError
@@ -20,9 +22,11 @@ from robolearn_data.schema import Schema
 _PIECE = 256
 
 
-def with_latents(sources: Sequence[Source], folder: str | Path, device: torch.device) -> tuple[list[Source], str]:
+def with_latents(
+    sources: Sequence[Source], folder: str | Path, device: torch.device, *, talk: bool = False
+) -> tuple[list[Source], str]:
     """``sources`` with the latent actions of their pictures as their actions, whether they had any or not, and the
-    camera's name.
+    camera's name. ``talk``: show a bar.
 
     Raises:
         LatentError: no model, or one of another camera or rate.
@@ -32,7 +36,7 @@ def with_latents(sources: Sequence[Source], folder: str | Path, device: torch.de
     found = []
     for source in sources:
         check_camera(model, source.dataset.schema, str(source.dataset.location))
-        values, valid = latents(model, source.dataset)
+        values, valid = latents(model, source.dataset, talk=talk)
         dataset = WithStream(source.dataset, "action", model.latent_stream(), values, valid, mark=mark)
         found.append(Source(dataset, source.train, source.held_out))
     return found, model.name
@@ -56,7 +60,7 @@ def check_camera(model: LatentActionModel, schema: Schema, where: str) -> None:
         )
 
 
-def latents(model: LatentActionModel, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def latents(model: LatentActionModel, dataset: Dataset, *, talk: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The latent action that begins at each row (N, Z), and where there is one (N,): not at an episode's end."""
     ahead = model.config.ahead
     view = View(model.name, 2, ahead=1, rate_hz=dataset.schema.rate_hz / ahead)
@@ -65,9 +69,11 @@ def latents(model: LatentActionModel, dataset: Dataset) -> tuple[np.ndarray, np.
     valid = np.zeros(dataset.steps, bool)
     episode = np.searchsorted(dataset.episode_ends, np.arange(dataset.steps), side="right")
     step = np.arange(dataset.steps) - np.concatenate(([0], dataset.episode_ends))[episode]
-    for first in range(0, dataset.steps, _PIECE):
-        part = slice(first, first + _PIECE)
-        frames, missing = reader.read(episode[part], step[part])
-        values[part] = model.latent(torch.from_numpy(frames["frames"]).to(model.change.device)).cpu().numpy()
-        valid[part] = ~missing["frames"].any(1)
+    with Progress(transient=True, disable=not (talk and sys.stdout.isatty())) as bar:
+        what = f"latent actions of {dataset.location.name}"
+        for first in bar.track(range(0, dataset.steps, _PIECE), description=what):
+            part = slice(first, first + _PIECE)
+            frames, missing = reader.read(episode[part], step[part])
+            values[part] = model.latent(torch.from_numpy(frames["frames"]).to(model.change.device)).cpu().numpy()
+            valid[part] = ~missing["frames"].any(1)
     return values, valid

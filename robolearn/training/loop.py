@@ -90,7 +90,7 @@ def train(
     sources = open_sources(datasets, config.held_out)
     observing = config
     if config.latent:
-        sources, camera = with_latents(sources, config.latent, group.device)
+        sources, camera = with_latents(sources, config.latent, group.device, talk=group.first)
         if not config.observe and not isinstance(config.policy.trunk, VlaConfig):
             observing = replace(config, observe=(camera,))
     spec = spec_for(observing, sources)
