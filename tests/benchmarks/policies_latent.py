@@ -3,8 +3,10 @@
     python tests/benchmarks/policies_latent.py prepare            # the datasets, once
     python tests/benchmarks/policies_latent.py run method 0       # one run: variant, seed; trains, evaluates
     python tests/benchmarks/policies_latent.py all --seeds 3      # all that are missing, one after the other
-    python tests/benchmarks/policies_latent.py write              # what is done -> results/families.json,
-                                                                  # results/latent_models.json
+    python tests/benchmarks/policies_latent.py write              # what is done -> results/*.json
+
+Rows go to families.json, and to policies_latent.json as a page shows them; latent_models.json says what the models of
+latent actions have learned.
 
 Each can be stopped at any time and goes on where it was. Every policy sees the last two 96x96 pictures and nothing
 else, has the same encoder, trunk and objective, and as many optimiser steps in all (PRETRAIN + DECODE); each seed has
@@ -177,8 +179,15 @@ def write(runs: Path, folder: Path | None = None) -> None:
     rows.sort(key=lambda row: (VARIANTS.index(row["variant"]), row["seed"], row["episodes"]))
     where = {} if folder is None else {"folder": folder}
     print(write_family("latent-action", rows, **where))
+    print(write_results("policies_latent", [_shown(row) for row in rows], **where))
     models = sorted(path.parents[1] for path in runs.glob("latent-*/report/report.json"))
     print(write_results("latent_models", [figures(model) for model in models], **where))
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """What a page shows of a row."""
+    keys = ("variant", "seed", "episodes", "score", "success", "success_interval", "train_cpu_s")
+    return {key: row[key] for key in keys}
 
 
 def everything(runs: Path, seeds: int, one: Callable[[str, int], None]) -> None:
