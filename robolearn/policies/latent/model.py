@@ -120,30 +120,31 @@ class InverseModel(nn.Module):
     def __init__(self, channels: int, size: tuple[int, int], patch: int, width: int, outputs: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            _convolution(2 * channels + 2, width, patch, patch),
+            _convolution(2 * channels, width, patch, patch),
             _convolution(width, width, 3, 1),
             _convolution(width, width, 3, 2),
             _convolution(width, width, 3, 2),
             nn.Flatten(),
         )
         with torch.no_grad():
-            flat = self.net(torch.zeros(1, 2 * channels + 2, *size)).shape[1]
+            flat = self.net(torch.zeros(1, 2 * channels, *size)).shape[1]
         self.head = nn.Linear(flat, outputs)
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        return self.head(self.net(_placed(torch.cat([before, after - before], dim=1))))
+        return self.head(self.net(torch.cat([before, after - before], dim=1)))
 
 
 class ForwardModel(nn.Module):
     """(picture (B, C, H, W), z (B, Z)) -> the later picture, as the earlier one and what is added to it.
 
-    A small U-Net of two levels; z scales and shifts the channels of every block (FiLM).
+    A small U-Net of two levels; z scales and shifts the channels of every block (FiLM). The network is not told where a
+    pixel lies: so z says how things move, not where they are in the end.
     """
 
     def __init__(self, channels: int, patch: int, width: int, latent: int) -> None:
         super().__init__()
         self.patch = patch
-        self.stem = _convolution(channels + 2, width, patch, patch)
+        self.stem = _convolution(channels, width, patch, patch)
         self.embed = nn.Sequential(nn.Linear(latent, 2 * width), nn.SiLU())
         self.first = _FiLMBlock(width, width, 2 * width)
         self.down = _convolution(width, width, 3, 2)
@@ -155,7 +156,7 @@ class ForwardModel(nn.Module):
 
     def forward(self, before: Tensor, z: Tensor) -> Tensor:
         c = self.embed(z)
-        fine = self.first(self.stem(_placed(before)), c)
+        fine = self.first(self.stem(before), c)
         coarse = self.middle(self.down(fine), c)
         coarse = F.interpolate(coarse, fine.shape[-2:], mode="nearest")
         change = self.out(self.last(torch.cat([fine, coarse], dim=1), c))
@@ -172,13 +173,6 @@ class _FiLMBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         scale, shift = self.film(c)[..., None, None].chunk(2, dim=1)
         return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
-
-
-def _placed(x: Tensor) -> Tensor:
-    """Pictures (B, C, H, W) with two channels more: how far down and along each pixel lies, in [-1, 1] (CoordConv)."""
-    rows, columns = (torch.linspace(-1, 1, n, device=x.device, dtype=x.dtype) for n in x.shape[-2:])
-    places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
-    return torch.cat([x, places.expand(len(x), -1, -1, -1)], dim=1)
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
