@@ -62,6 +62,11 @@ class PolicySpec:
         Raises:
             SpecError: a stream is missing or has another shape, or the control rate differs.
         """
+        if self.action.unit == "latent":
+            raise SpecError(
+                "the policy predicts latent actions, which move nothing: train it on episodes with robot actions "
+                "first, `robolearn train DATASET --start-from RUN`"
+            )
         for name, mine in {**self.observation, "action": self.action}.items():
             if name not in schema.streams:
                 raise SpecError(
