@@ -51,6 +51,9 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    feel: tuple[str, ...] = ()
+    """Streams that the fast half of a slow-fast policy reads; empty: those of kind state whose names begin with
+    "wrench"."""
     goal: tuple[str, ...] = ()
     """Streams whose value later in the episode the policy is told as its goal (hindsight), as in ``observe``; empty: it
     has none. With --policy.condition-drop 0.1 it learns to act without one as well, and can be guided."""
@@ -61,7 +64,7 @@ class TrainConfig:
     held_out: float = 0.0
     """Part of each dataset's episodes to keep out of training, for held_out_loss; the same ones whatever the seed."""
     steps: int = 10_000
-    """Optimiser steps."""
+    """Optimiser steps; of a slow-fast policy those of its slow half, after the tokenizer's."""
     pad_after: int | None = None
     """How many actions of a window may lie beyond its episode's end; by default action_horizon - 1. A long horizon
     needs more, or the policy never sees what the last observations of an episode look like."""
@@ -79,6 +82,11 @@ class TrainConfig:
     """Seed of the first evaluation episode."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
+
+    @property
+    def first_steps(self) -> int:
+        """Those in which a slow-fast policy's tokenizer is trained; 0 of all others."""
+        return self.policy.tokenizer.steps if self.policy.tokenizer else 0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "goal_within"):
@@ -196,8 +204,10 @@ def _vla_smolvla() -> TrainConfig:
 def starting(policy: PolicyName) -> TrainConfig:
     """The run that `--policy NAME` alone stands for."""
     config = TrainConfig(policy=POLICIES[policy]())
-    # Every control step is a present, though few have a whole chunk of ACT's length before them.
-    return replace(config, pad_after=config.policy.horizon - 1) if policy == "act" else config
+    # Every control step is a present, though few have a whole chunk of this length before them.
+    if policy in ("act", "reactive"):
+        config = replace(config, pad_after=config.policy.horizon - config.policy.obs_horizon)
+    return config
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {

@@ -86,7 +86,8 @@ def train(
     check_instructions(policy, [(source.dataset, source.train) for source in sources])
     if isinstance(policy.trunk, Nearest):
         return _remember(config, policy, batches, fingerprint(sources), run, group, make_world)
-    model = DistributedDataParallel(policy) if group.count > 1 else policy
+    halves = policy.tokenizer is not None  # of which only one is trained at a time
+    model = DistributedDataParallel(policy, find_unused_parameters=halves) if group.count > 1 else policy
     ema = Ema(policy, config.optimiser.ema_power, config.optimiser.ema_max)
     optimiser = torch.optim.AdamW(
         policy.parameters(),
@@ -96,29 +97,35 @@ def train(
         fused=True,
     )
     data = fingerprint(sources)
+    tokenizing = config.first_steps
+    total = tokenizing + config.steps
     first, cpu_s = _begin(config, data, run, group, resume, policy, ema, optimiser)
     log = MetricsLog(run, first) if group.first else None
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    last = config.steps if stop_at is None else min(stop_at, config.steps)
+    last = total if stop_at is None else min(stop_at, total)
     reported: list[torch.Tensor] = []
 
     with (
         batches.coming(first, last, workers) as coming,
-        TrainingBar(first, config.steps, visible=group.first) as bar,
+        TrainingBar(first, total, visible=group.first) as bar,
     ):
         constant = degenerate_components({**spec.observation, "action": spec.action}, values)
         if constant:
             bar.note(f"constant in this data, hence centred but not scaled: {', '.join(constant)}")
         for step in range(first, last):
             began_cpu = time.process_time()
+            if tokenizing and step == tokenizing:
+                _settle(policy, ema, batches)
+                bar.note(f"the tokenizer is trained; {config.steps} steps of the slow half follow")
+            stage, steps = (step, tokenizing) if step < tokenizing else (step - tokenizing, config.steps)
             draws = policy.draw(config.batch_size, torch.Generator().manual_seed(_seed(config.seed, step)))
             torch.manual_seed(_seed(config.seed, step, group.rank))  # image crops
             batch = to_device(next(coming), group.device)
 
             for parameters in optimiser.param_groups:
-                parameters["lr"] = learning_rate(config.optimiser, step, config.steps)
+                parameters["lr"] = learning_rate(config.optimiser, stage, steps)
             with torch.autocast(group.device.type, torch.bfloat16, enabled=bf16):
                 losses = model(batch, {name: value[share] for name, value in draws.items()})
             loss = losses.total()
@@ -126,7 +133,7 @@ def train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimiser.clip)
             optimiser.step()
-            ema.update(policy, step)
+            ema.update(policy, stage)
             cpu_s += time.process_time() - began_cpu
 
             reported.append(loss.detach())
@@ -149,7 +156,8 @@ def train(
                 save_policy(ema.module, folder, dataset_fingerprint=data, step=done)
                 save_state(run, Progress(done, cpu_s, data), policy, ema, optimiser)
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
-            if log and make_world and config.eval_every and (done % config.eval_every == 0 or done == config.steps):
+            evaluates = config.eval_every and done > tokenizing
+            if log and make_world and evaluates and (done % config.eval_every == 0 or done == total):
                 seeds = range(config.eval_seed, config.eval_seed + config.eval_episodes)
                 result = evaluate(ema.module, make_world, seeds)
                 log.write({"step": done, "success_rate": result.success_rate, "score": result.score})
@@ -176,6 +184,14 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
+
+
+def _settle(policy: Policy, ema: Ema[Policy], batches: WindowBatches) -> None:
+    """From the tokenizer's training to that of the slow half: the averaged tokenizer is the one that stays."""
+    assert policy.tokenizer is not None and ema.module.tokenizer is not None
+    policy.tokenizer.load_state_dict(ema.module.tokenizer.state_dict())
+    for tokenizer in (policy.tokenizer, ema.module.tokenizer):
+        tokenizer.settle(policy.action(batch.action.to(policy.device)) for batch in batches.all())
 
 
 def _begin(

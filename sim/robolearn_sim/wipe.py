@@ -10,13 +10,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from robolearn_data.schema import Observation, Schema, Stream
-from robolearn_data.world import Step, WorldSpec
+from robolearn_data.world import Instant, Step, WorldSpec
 from robolearn_sim.camera import Camera
 from robolearn_sim.manipulation import rotation, rotation_vector
 from robolearn_sim.meshes import simplify_looks
@@ -87,23 +86,10 @@ def spec(*, images: bool = False, max_steps: int = 200, perturbed: bool = False)
     )
 
 
-@dataclass(frozen=True)
-class Instant:
-    """What is known at the end of a fast period, inside a control step."""
-
-    time_ns: int
-    """Since the episode's begin."""
-    tool: np.ndarray
-    """(3,) m, as in the state"""
-    wrench: np.ndarray
-    """(FORCE_STEPS, 6), oldest first"""
-
-
 class Wipe:
-    """The score is the share of wiped spots; solved when ``WIPED`` of them are."""
+    """A ``FastWorld``. The score is the share of wiped spots; solved when ``WIPED`` of them are."""
 
     fast_steps = FAST_STEPS
-    """Calls of ``advance`` in a control step."""
 
     def __init__(self, *, images: bool = False, max_steps: int = 200, perturbed: bool = False) -> None:
         """Options as of ``spec``.
@@ -218,7 +204,7 @@ class Wipe:
         self._wipe(float(felt[:, 2].mean()))
         felt += NOISE * self._noise.standard_normal(felt.shape)
         self._wrenches = np.concatenate([self._wrenches[FORCE_STEPS:], felt])
-        return Instant(self._time_steps * 10**9 // FORCE_HZ, data.site_xpos[self._tool].copy(), felt)
+        return Instant(self._time_steps * 10**9 // FORCE_HZ, {"wrench": felt.astype(np.float32)})
 
     def finish(self) -> Step:
         """What the control step led to.
