@@ -80,9 +80,9 @@ class Instant:
 class FastWorld(World, Protocol):
     """A world whose control steps can be taken in fast periods, for whoever reacts inside them.
 
-    ``step(action)`` is ``fast_steps`` calls of ``advance``, whose targets lead from ``commanded`` to the action in equal
-    parts, and ``finish``. A stream of fast readings is observed as (n, components): the n samples of the control period
-    that ends now, oldest first, of which each fast period has ``n / fast_steps``.
+    ``step(action)`` is ``fast_steps`` calls of ``advance``, whose targets lead from ``commanded`` to the action in
+    equal parts, and ``finish``. A stream of fast readings is observed as (n, components): the n samples of the control
+    period that ends now, oldest first, of which each fast period has ``n / fast_steps``.
     """
 
     fast_steps: int

@@ -23,6 +23,7 @@ from robolearn_deploy.plan import Planned, PlanTiming
 from robolearn_deploy.schedulers import find
 from robolearn_deploy.ticker import Tick, Ticker
 from robolearn_deploy.worker import Rendezvous
+from robolearn_deploy.world_fast import FastHandles, FastSteps
 from robolearn_deploy.world_takeover import PeopleHandles, TakeOver
 from robolearn_hardware.clock import now_ns, period_ns
 
@@ -42,6 +43,8 @@ class ControlOptions:
     timing: PlanTiming
     people: PeopleHandles | None = None
     """Those who may take over."""
+    fast: FastHandles | None = None
+    """The fast half of a slow-fast policy, which then says what is done."""
 
 
 def control_process(
@@ -56,23 +59,31 @@ def control_process(
             rendezvous()
             with ExitStack() as stack:
                 people = TakeOver(stack, options.people, world) if options.people else None
-                _Control(world, channels, options, people).run()
+                refusals = Refusals()
+                fast = FastSteps(stack, options.fast, world, refusals) if options.fast else None
+                _Control(world, channels, options, refusals, people, fast).run()
         finally:
             world.close()
 
 
 class _Control:
     def __init__(
-        self, world: World, channels: Channels, options: ControlOptions, people: TakeOver | None = None
+        self,
+        world: World,
+        channels: Channels,
+        options: ControlOptions,
+        refusals: Refusals,
+        people: TakeOver | None = None,
+        fast: FastSteps | None = None,
     ) -> None:
         self._world = world
-        self._people = people
+        self._people, self._fast = people, fast
         self._channels = channels
         self._options = options
         self._stopped = channels.stop_check()
         self._action = world.spec.schema.stream("action")
-        self._refusals = Refusals()
-        self._plan = find(options.scheduler).plan(self._refusals, options.timing)
+        self._refusals = refusals
+        self._plan = fast.plan if fast else find(options.scheduler).plan(refusals, options.timing)
         self._next_chunk = 0
 
     def run(self) -> None:
@@ -91,7 +102,10 @@ class _Control:
                 gc.enable()
 
     def _episode(self, episode: int, observation: Observation) -> None:
-        self._plan.begin(episode)
+        if self._fast is None:
+            self._plan.begin(episode)
+        else:
+            self._fast.begin(episode, observation)
         if self._people is not None:
             self._people.begin()
         period = period_ns(self._world.spec.schema.rate_hz)
@@ -107,13 +121,22 @@ class _Control:
                 self._show(tick, state, episode, observation, sent, planned)
                 continue
             sent = requested.astype(self._action.dtype)
-            began_ns = now_ns()
-            step = self._world.step(sent)
-            self._log(tick, episode, index, state, planned, requested, sent, step, now_ns() - began_ns)
+            step, took_ns = self._step(tick, sent, state)
+            if self._fast and state is ControlState.RUNNING:
+                requested = sent = self._fast.commanded.astype(self._action.dtype)
+            self._log(tick, episode, index, state, planned, requested, sent, step, took_ns)
             self._show(tick, state, episode, step.observation, sent, planned)
             if step.done:
                 return
             observation = step.observation
+
+    def _step(self, tick: Tick, action: np.ndarray, state: ControlState) -> tuple[Step, int]:
+        """What a control step led to, and the time (ns) that it took the world."""
+        if self._fast is not None:
+            return self._fast.step(tick.due_ns, action, follow=state is ControlState.RUNNING)
+        began_ns = now_ns()
+        step = self._world.step(action)
+        return step, now_ns() - began_ns
 
     def _choose(
         self, tick: Tick, observation: Observation, sent: np.ndarray | None
@@ -148,10 +171,15 @@ class _Control:
             self._people.show(tick, state, episode, observation, action, planned, refused, until_ns)
 
     def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
+        if self._fast is not None:
+            self._fast.felt(tick.due_ns)
         streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image", "points")}
         return self._channels.observations.publish({"capture_ns": tick.due_ns, "episode": episode, **streams})
 
     def _receive(self, at_ns: int) -> None:
+        if self._fast is not None:
+            self._fast.receive(at_ns)
+            return
         for index, record in self._channels.chunks.since(self._next_chunk):
             self._next_chunk = index + 1
             if record["final"]:
@@ -170,6 +198,10 @@ class _Control:
         step_ns: int = 0,
     ) -> None:
         nothing = np.zeros(self._action.shape, self._action.dtype)
+        chunk, capture_ns = -1, 0
+        if planned is not None:
+            slow = (planned.chunk.sequence, planned.chunk.capture_ns)
+            chunk, capture_ns = self._fast.slow(planned) if self._fast else slow
         self._channels.ticks.publish(
             {
                 "episode": episode,
@@ -178,8 +210,8 @@ class _Control:
                 "woke_ns": tick.woke_ns,
                 "missed": tick.missed,
                 "state": state,
-                "chunk": planned.chunk.sequence if planned else -1,
-                "chunk_capture_ns": planned.chunk.capture_ns if planned else 0,
+                "chunk": chunk,
+                "chunk_capture_ns": capture_ns,
                 "requested": nothing if requested is None else requested,
                 "sent": nothing if sent is None else sent,
                 "step_ns": step_ns,

@@ -112,8 +112,8 @@ class _Ask:
 def _episode(
     world: World, policy: Policy, scheduler: Scheduler, delays: Delays, seed: int, least: int
 ) -> Generator[_Ask, np.ndarray, DelayedEpisode]:
-    """One episode: asks for chunks (Tp, A) when they take over, and returns how it went. Those of a slow-fast policy are
-    latents (Tp, W), of which its fast half makes actions without delay.
+    """One episode: asks for chunks (Tp, A) when they take over, and returns how it went. Those of a slow-fast policy
+    are latents (Tp, W), of which its fast half makes actions without delay.
 
     Args:
         least: control steps between the observations of two chunks (s_min).

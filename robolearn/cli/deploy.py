@@ -18,6 +18,7 @@ from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
     from robolearn.policies.spec import PolicySpec
+    from robolearn_deploy.fast import FastPolicy
     from robolearn_deploy.inference import Inference
 
 
@@ -163,12 +164,15 @@ class PolicySource:
     scheduler: str
     named: dict[str, str]
     """Where it comes from, for the records."""
+    fast: FastPolicy | None = None
+    """The fast half of a slow-fast policy."""
 
 
 def local_policy(options: Deploy) -> PolicySource:
     """Of the checkpoint."""
     from robolearn.policies.checkpoint import load_spec, resolve_checkpoint
     from robolearn_deploy.local_policy import LocalPolicy
+    from robolearn_deploy.reactive import ReactiveFast
 
     assert options.checkpoint is not None
     checkpoint, scheduler = resolve_checkpoint(options.checkpoint), options.scheduler or "naive"
@@ -185,7 +189,8 @@ def local_policy(options: Deploy) -> PolicySource:
         engine=options.engine,
         cores=options.cores,
     )
-    return PolicySource(make, spec, scheduler, {"checkpoint": str(checkpoint)})
+    fast = ReactiveFast(checkpoint, spec) if spec.fast else None
+    return PolicySource(make, spec, scheduler, {"checkpoint": str(checkpoint)}, fast)
 
 
 def remote_policy(options: Deploy) -> PolicySource:

@@ -43,6 +43,7 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
             instruction=options.instruction,
             relative=world.schema.stream("action").relative,
             people=people,
+            fast=source.fast,
             out=options.out,
             metadata={"source": "robolearn deploy", "world": world_name, **source.named},
         )

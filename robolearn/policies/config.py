@@ -67,7 +67,7 @@ POLICIES: dict[str, Callable[[], PolicyConfig]] = {
     "vla": lambda: PolicyConfig(FlowConfig(time="beta"), VlaConfig(), obs_horizon=1, normalisation="quantile"),
     "nearest": lambda: PolicyConfig(RegressionConfig(), NearestConfig()),
     "reactive": lambda: PolicyConfig(
-        DiffusionConfig(), horizon=24, action_horizon=16, learn_padding=True, tokenizer=TokenizerConfig()
+        DiffusionConfig(), horizon=16, action_horizon=12, learn_padding=True, tokenizer=TokenizerConfig()
     ),
 }
 """`--policy NAME` -> its configuration, which further options change."""

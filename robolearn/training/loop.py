@@ -188,9 +188,11 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
 
 def _settle(policy: Policy, ema: Ema[Policy], batches: WindowBatches) -> None:
     """From the tokenizer's training to that of the slow half: the averaged tokenizer is the one that stays."""
-    assert policy.tokenizer is not None and ema.module.tokenizer is not None
-    policy.tokenizer.load_state_dict(ema.module.tokenizer.state_dict())
-    for tokenizer in (policy.tokenizer, ema.module.tokenizer):
+    trained, averaged = policy.tokenizer, ema.module.tokenizer
+    assert trained is not None
+    assert averaged is not None
+    trained.load_state_dict(averaged.state_dict())
+    for tokenizer in (trained, averaged):
         tokenizer.settle(policy.action(batch.action.to(policy.device)) for batch in batches.all())
 
 

@@ -30,8 +30,8 @@ class FastDriver:
         self._decoder.feel({name: observation[name].reshape(-1, observation[name].shape[-1]) for name in self._streams})
 
     def step(self, chunk: int, rows: np.ndarray, index: int) -> tuple[Step, np.ndarray]:
-        """One control step, which begins at the time of row ``index`` of ``rows`` (T, W), the chunk of that number. What
-        it led to, and where it was told to lead in the end (A,)."""
+        """One control step, which begins at the time of row ``index`` of ``rows`` (T, W), the chunk of that number.
+        Returns what it led to, and where it was told to lead in the end (A,)."""
         for tick in range(self._decoder.ticks):
             [action] = self._decoder.act(chunk, rows, index * self._decoder.ticks + tick)
             instant = self._world.advance(fast_target(self._world, action))

@@ -75,7 +75,7 @@ class ReadingBlocks(nn.Module):
         return len(self.mean)
 
     def along_chunk(self, observation: Mapping[str, Tensor], ticks: int) -> Tensor:
-        """Readings of a training batch as ``fast_views`` says, with K ``ticks`` in a control step -> blocks (B, M, R)."""
+        """Readings of a training batch, as ``fast_views`` says -> blocks (B, M, R). ``ticks``: K."""
         readings = {}
         for name, samples in self.samples.items():
             value = observation[fast_key(name)]

@@ -1,7 +1,7 @@
-"""The asymmetric tokenizer of Reactive Diffusion Policy (Xue et al. 2025, section IV-B): actions -> latent -> actions.
+"""The asymmetric tokenizer of Reactive Diffusion Policy (Xue et al. 2025): actions -> latent -> actions.
 
-The encoder sees the actions of a chunk, which a person demonstrated while feeling the force. The decoder gets the latent
-and the force up to each instant. The latent is kept small by its divergence from a normal distribution, so that what
+The encoder sees the actions of a chunk, which a person demonstrated while feeling the force. The decoder gets the
+latent and the force up to each instant. The latent is kept small by its divergence from a normal distribution, so that what
 the force tells at its time is left to the decoder, which can then answer a force that the slow half knew nothing of.
 
 Shape letters: see contracts.py and readings.py; L tokens of a latent, Z numbers in a token, W = Z L / T, H features.
@@ -28,9 +28,7 @@ class Tokenizer(nn.Module):
     high: Tensor
     settled: Tensor
 
-    def __init__(
-        self, spec: PolicySpec, statistics: Mapping[str, StreamStatistics], config: TokenizerConfig
-    ) -> None:
+    def __init__(self, spec: PolicySpec, statistics: Mapping[str, StreamStatistics], config: TokenizerConfig) -> None:
         super().__init__()
         if spec.fast is None:
             raise ReactiveError(
@@ -92,8 +90,8 @@ class Tokenizer(nn.Module):
         """The same for some ticks in a row, from the recurrent ``state`` after those before; and the state after."""
         if not self.config.feels:
             blocks = torch.zeros_like(blocks)
-        hidden, state = self.gru(torch.cat([features, blocks], dim=-1), state)
-        return self.head(torch.cat([features, hidden], dim=-1)), state
+        hidden, after = self.gru(torch.cat([features, blocks], dim=-1), state)
+        return self.head(torch.cat([features, hidden], dim=-1)), after
 
     @torch.no_grad()
     def settle(self, actions: Iterable[Tensor]) -> None:
