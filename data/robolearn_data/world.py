@@ -124,6 +124,17 @@ def fast_world(world: World, fast_steps: int) -> FastWorld:
     return world
 
 
-def fast_target(world: FastWorld, action: np.ndarray) -> np.ndarray:
-    """Where the next fast period shall lead, (A,), for a control period that began now to end at ``action``."""
-    return world.commanded + (action - world.commanded) / world.fast_steps
+def way_of(world: FastWorld, action: np.ndarray) -> np.ndarray:
+    """How far ``action`` leads in a control period that begins now, (A,) float64."""
+    way = np.asarray(action, np.float64) - world.commanded
+    relative = list(world.spec.schema.stream("action").relative)
+    way[relative] = action[relative]
+    return way
+
+
+def action_since(world: FastWorld, before: np.ndarray) -> np.ndarray:
+    """The action that leads from ``before``, which was ``commanded`` a control step ago, to where it is now, (A,)."""
+    action = world.commanded.copy()
+    relative = list(world.spec.schema.stream("action").relative)
+    action[relative] -= before[relative]
+    return action

@@ -121,22 +121,22 @@ class _Control:
                 self._show(tick, state, episode, observation, sent, planned)
                 continue
             sent = requested.astype(self._action.dtype)
-            step, took_ns = self._step(tick, sent, state)
-            if self._fast and state is ControlState.RUNNING:
-                requested = sent = self._fast.commanded.astype(self._action.dtype)
+            step, made, took_ns = self._step(tick, sent, state)
+            if made is not None and state is ControlState.RUNNING:
+                requested = sent = made.astype(self._action.dtype)
             self._log(tick, episode, index, state, planned, requested, sent, step, took_ns)
             self._show(tick, state, episode, step.observation, sent, planned)
             if step.done:
                 return
             observation = step.observation
 
-    def _step(self, tick: Tick, action: np.ndarray, state: ControlState) -> tuple[Step, int]:
-        """What a control step led to, and the time (ns) that it took the world."""
+    def _step(self, tick: Tick, action: np.ndarray, state: ControlState) -> tuple[Step, np.ndarray | None, int]:
+        """What a control step led to, the action that a fast half made of it, and the time (ns) it took the world."""
         if self._fast is not None:
             return self._fast.step(tick.due_ns, action, follow=state is ControlState.RUNNING)
         began_ns = now_ns()
         step = self._world.step(action)
-        return step, now_ns() - began_ns
+        return step, None, now_ns() - began_ns
 
     def _choose(
         self, tick: Tick, observation: Observation, sent: np.ndarray | None

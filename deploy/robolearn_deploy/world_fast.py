@@ -14,7 +14,7 @@ import numpy as np
 
 from robolearn.policies.spec import FastSpec, PolicySpec
 from robolearn_data.schema import Observation, Stream
-from robolearn_data.world import Step, World, fast_target, fast_world
+from robolearn_data.world import Step, World, action_since, fast_world, way_of
 from robolearn_deploy.channels import Channels, Handles, chunk_of
 from robolearn_deploy.chunks import Refusals
 from robolearn_deploy.fast import FastPolicy, FastRings, run_fast, short_fields
@@ -94,14 +94,14 @@ class FastSteps:
             self._felt = {name: self._observed[name] for name in self._readings}
         self._publish(due_ns)
 
-    def step(self, due_ns: int, action: np.ndarray, *, follow: bool) -> tuple[Step, int]:
-        """One control step from ``due_ns`` on, and the time (ns) that the world took to compute it.
+    def step(self, due_ns: int, action: np.ndarray, *, follow: bool) -> tuple[Step, np.ndarray, int]:
+        """One control step from ``due_ns`` on; the action that was made; the time (ns) that the world took for it.
 
         Args:
             action: for this instant.
             follow: go on by the plan inside the step; otherwise the step leads to ``action``.
         """
-        took_ns, start = 0, self._world.commanded
+        took_ns, start, way = 0, self._world.commanded, way_of(self._world, action)
         for tick in range(self._world.fast_steps):
             if tick:
                 due_ns += self._period_ns
@@ -111,21 +111,16 @@ class FastSteps:
             began_ns = now_ns()
             if follow:
                 planned = self.plan.at(due_ns)
-                action = planned.action if planned else action
-                target = fast_target(self._world, action)
+                way = way_of(self._world, planned.action) if planned else np.zeros_like(way)
+                target = self._world.commanded + way / self._world.fast_steps
             else:
-                target = start + (action - start) * ((tick + 1) / self._world.fast_steps)
+                target = start + way * ((tick + 1) / self._world.fast_steps)
             self._felt = self._world.advance(target).readings
             took_ns += now_ns() - began_ns
         began_ns = now_ns()
         step = self._world.finish()
         self._observed = step.observation
-        return step, took_ns + now_ns() - began_ns
-
-    @property
-    def commanded(self) -> np.ndarray:
-        """Where the world is led to now, (A,)."""
-        return self._world.commanded
+        return step, action_since(self._world, start), took_ns + now_ns() - began_ns
 
     def _publish(self, due_ns: int) -> None:
         for name, values in self._felt.items():

@@ -26,7 +26,7 @@ from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
 from robolearn.training.resume import Progress, load_state, save_state
-from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for
+from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for, streams_of
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import degenerate_components
 from robolearn_data.world import World
@@ -111,7 +111,7 @@ def train(
         batches.coming(first, last, workers) as coming,
         TrainingBar(first, total, visible=group.first) as bar,
     ):
-        constant = degenerate_components({**spec.observation, "action": spec.action}, values)
+        constant = degenerate_components(streams_of(spec), values)
         if constant:
             bar.note(f"constant in this data, hence centred but not scaled: {', '.join(constant)}")
         for step in range(first, last):

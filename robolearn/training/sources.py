@@ -135,12 +135,12 @@ def _chosen(
 
 def statistics_for(sources: Sequence[Source], spec: PolicySpec) -> dict[str, StreamStatistics]:
     """Of the action and of what is observed, over the episodes that all datasets train on."""
-    streams = _streams(spec)
+    streams = streams_of(spec)
     numeric = [name for name, stream in streams.items() if stream.kind not in ("image", "text")]
     return joint_statistics([(source.dataset, source.train) for source in sources], numeric)
 
 
-def _streams(spec: PolicySpec) -> dict[str, Stream]:
+def streams_of(spec: PolicySpec) -> dict[str, Stream]:
     """All that is read of a dataset."""
     return {**spec.observation, **(spec.fast.observation if spec.fast else {}), **spec.goal, "action": spec.action}
 
@@ -156,7 +156,7 @@ def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
     rate_hz = dataset.schema.rate_hz
     if abs(rate_hz - spec.rate_hz) > 1e-6 * spec.rate_hz:
         raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
-    for name, ours in _streams(spec).items():
+    for name, ours in streams_of(spec).items():
         theirs = dataset.schema.streams.get(name)
         if name == "instruction" and ours.kind == "text" and theirs is None:
             continue  # its tasks are read; see instructions.py

@@ -68,22 +68,30 @@ WRENCH = Stream(
 rows of consecutive steps make up the signal at ``FORCE_HZ`` without a gap. The tool's weight is taken off."""
 ACTION = Stream((3,), kind="action", names=("x", "y", "z"), unit="m", frame="base")
 """Where the tip shall be at the end of the control period, were its spring relaxed."""
+RELATIVE = Stream((3,), kind="action", names=("dx", "dy", "dz"), unit="m", frame="base", relative=(0, 1, 2))
+"""With relative actions: how far it shall go from where the one before has led."""
 IMAGE = Stream((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", kind="image")
 
-VARIANTS: dict[str, dict[str, Any]] = {"calm": {}, "perturbed": {"perturbed": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "calm": {},
+    "perturbed": {"perturbed": True},
+    "calm-relative": {"relative": True},
+    "perturbed-relative": {"perturbed": True, "relative": True},
+}
 
 
-def spec(*, images: bool = False, max_steps: int = 200, perturbed: bool = False) -> WorldSpec:
+def spec(*, images: bool = False, max_steps: int = 200, perturbed: bool = False, relative: bool = False) -> WorldSpec:
     """What the world offers.
 
     Args:
         images: add the stream "side".
         perturbed: the board moves.
+        relative: an action is a change of the tip's place.
     """
     camera = {"side": IMAGE} if images else {}
-    return WorldSpec(
-        "wipe", Schema(CONTROL_HZ, {"state": STATE, "wrench": WRENCH, **camera, "action": ACTION}), max_steps
-    )
+    action = RELATIVE if relative else ACTION
+    streams = {"state": STATE, "wrench": WRENCH, **camera, "action": action}
+    return WorldSpec("wipe", Schema(CONTROL_HZ, streams), max_steps)
 
 
 class Wipe:
@@ -91,13 +99,15 @@ class Wipe:
 
     fast_steps = FAST_STEPS
 
-    def __init__(self, *, images: bool = False, max_steps: int = 200, perturbed: bool = False) -> None:
+    def __init__(
+        self, *, images: bool = False, max_steps: int = 200, perturbed: bool = False, relative: bool = False
+    ) -> None:
         """Options as of ``spec``.
 
         Raises:
             WorldError: robosuite, which has the arm's model, is not installed.
         """
-        self.spec = spec(images=images, max_steps=max_steps, perturbed=perturbed)
+        self.spec = spec(images=images, max_steps=max_steps, perturbed=perturbed, relative=relative)
         for package in ("mujoco", "robosuite"):
             if importlib.util.find_spec(package) is None:
                 raise WorldError(
@@ -165,10 +175,11 @@ class Wipe:
         return self._observe()
 
     def step(self, action: np.ndarray) -> Step:
-        action = ACTION.check("action", action).astype(np.float64)
-        start = self.commanded
+        stream = self.spec.schema.stream("action")
+        action, start = stream.check("action", action).astype(np.float64), self.commanded
+        way = action if stream.relative else action - start
         for i in range(FAST_STEPS):
-            self.advance(start + (action - start) * (i + 1) / FAST_STEPS)
+            self.advance(start + way * (i + 1) / FAST_STEPS)
         return self.finish()
 
     def advance(self, target: np.ndarray) -> Instant:

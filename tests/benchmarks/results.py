@@ -30,6 +30,20 @@ def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESU
     return path
 
 
+def write_family(family: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> Path:
+    """Replace the rows of one family in families.json, and leave those of the others as they are.
+
+    Each row has "family". The date and commit of each family stand under "families".
+    """
+    path = folder / "families.json"
+    old = json.loads(path.read_text()) if path.exists() else {"rows": [], "families": {}}
+    kept = [row for row in old["rows"] if row["family"] != family]
+    measured = {"date": datetime.now(UTC).date().isoformat(), "commit": commit()}
+    families = {**old["families"], family: measured}
+    joined = sorted([*kept, *({"family": family, **row} for row in rows)], key=lambda row: row["family"])
+    return write_results("families", joined, folder, families=dict(sorted(families.items())))
+
+
 def commit() -> str:
     """Of the checkout, with "-dirty" when tracked files differ from it; "unknown" outside one."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

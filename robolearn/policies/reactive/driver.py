@@ -8,7 +8,7 @@ import numpy as np
 
 from robolearn.policies.reactive.decoder import FastDecoder
 from robolearn_data.schema import Observation
-from robolearn_data.world import Step, World, fast_target, fast_world
+from robolearn_data.world import Step, World, action_since, fast_world, way_of
 
 if TYPE_CHECKING:
     from robolearn.policies.policy import Policy
@@ -31,9 +31,10 @@ class FastDriver:
 
     def step(self, chunk: int, rows: np.ndarray, index: int) -> tuple[Step, np.ndarray]:
         """One control step, which begins at the time of row ``index`` of ``rows`` (T, W), the chunk of that number.
-        Returns what it led to, and where it was told to lead in the end (A,)."""
+        Returns what it led to, and the action (A,) that was made."""
+        before = self._world.commanded
         for tick in range(self._decoder.ticks):
             [action] = self._decoder.act(chunk, rows, index * self._decoder.ticks + tick)
-            instant = self._world.advance(fast_target(self._world, action))
+            instant = self._world.advance(self._world.commanded + way_of(self._world, action) / self._decoder.ticks)
             self._decoder.feel({name: np.asarray(instant.readings[name]) for name in self._streams})
-        return self._world.finish(), self._world.commanded
+        return self._world.finish(), action_since(self._world, before)

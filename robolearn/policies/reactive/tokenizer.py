@@ -1,8 +1,9 @@
 """The asymmetric tokenizer of Reactive Diffusion Policy (Xue et al. 2025): actions -> latent -> actions.
 
 The encoder sees the actions of a chunk, which a person demonstrated while feeling the force. The decoder gets the
-latent and the force up to each instant. The latent is kept small by its divergence from a normal distribution, so that what
-the force tells at its time is left to the decoder, which can then answer a force that the slow half knew nothing of.
+latent and the force up to each instant. The latent is kept small by its divergence from a normal distribution, so that
+what the force tells at its time is left to the decoder, which can then answer a force that the slow half knew nothing
+of.
 
 Shape letters: see contracts.py and readings.py; L tokens of a latent, Z numbers in a token, W = Z L / T, H features.
 """
