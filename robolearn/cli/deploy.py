@@ -42,7 +42,7 @@ class Deploy:
     rig: Path | None = None
     """A rig file (hardware/rigs; those that end in _twin need no robot)."""
     world: str | None = None
-    """Or a simulated world: pusht, lift, can, square, stack, door, so101_tabletop."""
+    """Or a simulated world: pusht, lift, can, square, stack, door, so101_tabletop, wipe, or NAME/VARIANT."""
     seconds: float = 30.0
     """How long."""
     episodes: int | None = None
