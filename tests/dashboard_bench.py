@@ -82,7 +82,7 @@ class Running:
         until(lambda: self._begun.is_set() or not self._thread.is_alive(), "the run begins", 120)
         if not self._begun.is_set():
             raise AssertionError("the run did not begin") from self._failed
-        self.url = next(m for m in self.messages if m.startswith("dashboard: ")).removeprefix("dashboard: ")
+        self.url = next(m for m in self.messages if m.startswith("page: ")).removeprefix("page: ")
 
     def _run(self, rig_file: Path, fifo: bool, raised: tuple[float, ...]) -> None:
         try:
@@ -158,7 +158,7 @@ class CollectRun:
         until(lambda: self._begun.is_set() or not self._thread.is_alive(), "the session begins", 120)
         if not self._begun.is_set():
             raise AssertionError("the session did not begin") from self._failed
-        self.url = next(m for m in self.messages if m.startswith("dashboard: ")).removeprefix("dashboard: ")
+        self.url = next(m for m in self.messages if m.startswith("page: ")).removeprefix("page: ")
 
     def _run(self, rig_file: Path, fifo: bool) -> None:
         try:

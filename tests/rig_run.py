@@ -42,8 +42,8 @@ class Announcing:
 
     def message(self, text: str) -> None:
         print(text, flush=True)
-        if text.startswith("dashboard: "):
-            self._page = text.removeprefix("dashboard: ")
+        if text.startswith("page: "):
+            self._page = text.removeprefix("page: ")
 
 
 class RunProcess:

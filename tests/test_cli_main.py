@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -282,3 +283,21 @@ def test_message_is_the_same_with_and_without_drawing_characters(
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("robolearn: error: missing PATH|URL (")
     assert done.stderr.endswith("); see `robolearn data info --help`\n")
+
+
+def test_help_fills_its_lines_whatever_line_breaks_a_docstring_has(capsys: pytest.CaptureFixture[str], monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["deploy", "--help"])
+    rows = [
+        line[22:-2].strip()
+        for line in capsys.readouterr().out.splitlines()
+        if line[1:22].isspace() and line[22:-2].strip()
+    ]
+    broken = [
+        (row, after)
+        for row, after in itertools.pairwise(rows)
+        if not row.endswith((")", ".")) and len(f"{row} {after.split()[0]}") <= 74
+    ]
+    assert rows
+    assert not broken

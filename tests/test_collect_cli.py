@@ -113,6 +113,25 @@ def test_without_a_terminal_each_stage_is_a_line_with_the_progress(capsys: pytes
     assert lines[2].startswith("EPISODE")
 
 
+def test_an_episode_that_waits_for_the_first_motion_says_so_and_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    session = CollectSession(SessionOptions(("push",), 10))
+    session.stage, session.ends_ns, session.waiting = Stage.EPISODE, 15 * SECOND_NS, True
+    with SessionTerminal() as terminal:
+        terminal.session(session, 0)
+        waits = terminal._lines(session, 0).plain
+        session.waiting = False
+        terminal.session(session, 0)
+        records = terminal._lines(session, 0).plain
+    assert "hold the deadman" in waits
+    assert "15 s" not in waits
+    assert "recording:" not in waits
+    assert "15 s" in records
+    assert "recording:" in records
+    lines = capsys.readouterr().err.splitlines()
+    assert "hold the deadman" in lines[-2]
+    assert "hold the deadman" not in lines[-1]
+
+
 def test_every_cue_can_be_heard() -> None:
     assert BELLS.keys() == {cue.name for cue in Cue} - {"NONE"}
 

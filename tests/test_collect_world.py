@@ -40,7 +40,9 @@ def test_episodes_begin_with_the_deadman_and_replay_bit_for_bit_from_their_seeds
         held.until_stage(Stage.EPISODE)
         held.until(lambda: held.measured.state is State.TELEOP, "the world is driven")
         assert not held.measured.step, "the world moved without a deadman"
+        assert held.waiting
         deadman.touch()
+        held.until(lambda: not held.waiting, "recording begins")
         held.until_stage(Stage.JUDGING)  # the world's steps are over and it is not solved
         held.tell(Command.SUCCESS)  # which only the world can say
         held.until(lambda: "does not count it as solved" in held.note, "the success is refused")

@@ -341,7 +341,7 @@ def deployed(*words: str, home: Path) -> Iterator[tuple[subprocess.Popen[str], s
 
     def address() -> str:
         assert process.poll() is None, "".join(said)
-        return next((line.split("dashboard: ")[1].strip() for line in said if "dashboard: " in line), "")
+        return next((line.split("page: ")[1].strip() for line in said if "page: " in line), "")
 
     try:
         yield process, until(address, "the address of the page", 120)

@@ -125,7 +125,7 @@ def test_a_person_who_takes_over_a_moving_arm_gets_it_where_it_comes_to_rest(tak
     end = taken.limiter.stop_positions
     path = [taken.tick(0.3 * TURN) for _ in range(100)]
     np.testing.assert_allclose(path[-1], end, atol=1e-6)
-    assert (np.max(path, axis=0) - end < 0.01).all(), "it hardly goes beyond"
+    assert (np.max(path, axis=0) - end < 1e-6).all(), "it goes no farther"
 
 
 def test_a_hand_whose_tracking_has_jumped_stays_unfollowed_until_the_clutch_is_taken_again(taken: Taken) -> None:

@@ -353,6 +353,12 @@ def test_a_session_is_led_from_the_page_with_cues(page: Page, collecting: tuple[
     assert "COUNTDOWN" in stages
     until(lambda: page.evaluate("tones.length") >= 3, "a beep for each second")
     until(lambda: page.evaluate("tones.some((o) => o.frequency.value === 1320)"), "and one to begin")
+    session.waiting = True  # as in a world that nobody has moved yet
+    filled.session_is(session)
+    sync_api.expect(page.locator("#stage")).to_have_text("Move to begin")
+    sync_api.expect(page.locator("#clock")).to_have_text("")
+    session.waiting = False
+    filled.session_is(session)
     sync_api.expect(page.locator("#stage")).to_have_text("Recording")
     sync_api.expect(page.locator("[data-do=START]")).to_be_disabled()
     page.locator("[data-do=SUCCESS]").click()

@@ -108,6 +108,7 @@ def test_a_fast_policy_stands_between_the_slow_one_and_the_servo(tmp_path: Path)
     assert "fast policy" in person.pids
 
 
+@pytest.mark.slow
 def test_an_e_stop_is_heard_while_the_recorder_publishes_an_episode(tmp_path: Path) -> None:
     """Keys are read in ``progress``, as those of a terminal are."""
     spec, out = spec_of(JOINTS), tmp_path / "run.zarr"

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.runtime_tracking import MOTIONS, measured
+from benchmarks.runtime_tracking import followed as benched
 from scipy.linalg import expm
 
 from robolearn_deploy.driven_arm import DrivenArm, ServoOptions
 from robolearn_deploy.limiter import Limiter
 from robolearn_deploy.stall import Duty
 from robolearn_deploy.takeover import STALE_NS, intent_fields, intent_record
-from robolearn_deploy.tracking import _LONGEST_S, _SMOOTH_HZ, Tracker, smoothed
+from robolearn_deploy.tracking import _AHEAD_S, _LONGEST_S, _SMOOTH, Tracker, smoothed
 from robolearn_hardware.clock import now_ns, wait_until_ns
-from robolearn_hardware.devices import ArmInfo, Intent
+from robolearn_hardware.devices import ArmInfo, Intent, JointLimits
 from robolearn_hardware.motion import Setpoint
 from robolearn_hardware.simulated import SimulatedConfig
 
@@ -37,7 +39,7 @@ def test_readings_that_take_long_to_get_here_are_followed_as_smoothly_and_that_m
     times = np.arange(2, 2 + len(setpoints)) * DT_S
     settled = times > 2
     errors = setpoints[:, 0] - swing(times - delay_ns / 1e9)
-    assert np.abs(errors[settled]).max() < 0.03 * 0.4 * 2 * np.pi * 0.7
+    assert np.abs(errors[settled]).max() < 0.045 * 0.4 * 2 * np.pi * 0.7
     assert np.percentile(jerk(setpoints)[settled[3:]], 95) < 300
 
 
@@ -53,7 +55,7 @@ def followed(
     """(n, J) setpoints of an SO-101, from the second tick on, as its first joint follows ``readings``; without
     ``tracked`` each is a place to rest at."""
     info = so101()
-    limiter, tracker = Limiter(info, RATE_HZ), Tracker(info.limits.velocity)
+    limiter, tracker = Limiter(info, RATE_HZ), Tracker(info.limits)
     limiter.begin(np.zeros(info.joints))
     pending, newest, setpoints = list(readings), np.zeros(info.joints), []
     for i in range(2, round(seconds * RATE_HZ)):
@@ -82,18 +84,18 @@ def jerk(positions: np.ndarray) -> np.ndarray:
 
 def test_the_smoothed_motion_solves_its_differential_equation():
     rng = np.random.default_rng(0)
-    w = _SMOOTH_HZ
+    w = _SMOOTH
     system = np.array([[0, 1, 0], [0, 0, 1], [-(w**3), -3 * w**2, -3 * w]])
     for passed_s in (1e-4, 0.002, 0.01, 0.1):
-        led, position, velocity = rng.normal(size=(3, 4)), rng.normal(size=4), rng.normal(size=4)
-        line = np.stack([position - passed_s * velocity, velocity, 0 * velocity])
-        after = expm(system * passed_s) @ (led - line) + np.stack([position, velocity, 0 * velocity])
-        np.testing.assert_allclose(smoothed(Setpoint(*led), position, velocity, passed_s), after, rtol=1e-9, atol=1e-9)
+        led, position = rng.normal(size=(3, 4)), rng.normal(size=4)
+        there = np.stack([position, 0 * position, 0 * position])
+        after = expm(system * passed_s) @ (led - there) + there
+        np.testing.assert_allclose(smoothed(Setpoint(*led), position, passed_s), after, rtol=1e-9, atol=1e-9)
 
 
-def test_a_hand_of_constant_velocity_is_followed_no_later_than_readings_take_though_they_come_unevenly():
+def test_a_hand_of_constant_velocity_is_followed_steadily_though_readings_come_unevenly():
     rng = np.random.default_rng(1)
-    tracker, sent = Tracker(np.full(1, 5.0)), Setpoint(*np.zeros((3, 1)))
+    tracker, sent = Tracker(JointLimits(*np.array([[-9.0], [9], [5], [50], [500]]))), Setpoint(*np.zeros((3, 1)))
     read_ns = 1
     for at_ns in range(10_000_000, 1_000_000_000, 10_000_000):
         while read_ns + 12_000_000 < at_ns:
@@ -103,11 +105,12 @@ def test_a_hand_of_constant_velocity_is_followed_no_later_than_readings_take_tho
         assert towards is not None
         sent = towards
     assert 0.002 < tracker._delay_s < 0.012, "what a reading takes to get here"
-    np.testing.assert_allclose(np.ravel(sent)[:2], [0.7 * (0.99 - tracker._delay_s), 0.7], atol=2e-3)
-    assert abs(sent.accelerations[0]) < 0.1
+    late_s = tracker._delay_s + 3 / _SMOOTH - _AHEAD_S - DT_S / 2  # within a tick the low pass sees its end
+    np.testing.assert_allclose(np.ravel(sent)[:2], [0.7 * (0.99 - late_s), 0.7], atol=2e-3)
+    assert abs(sent.accelerations[0]) < 1.0
 
 
-def test_a_swinging_leader_is_followed_at_half_the_lag_and_half_the_jerk_of_a_place_to_rest_at_each_reading():
+def test_a_swinging_leader_is_followed_at_less_lag_and_less_jerk_than_a_place_to_rest_at_each_reading():
     readings = read(swing, 6)
     errors, jerks = [], []
     for tracked in (False, True):
@@ -117,15 +120,26 @@ def test_a_swinging_leader_is_followed_at_half_the_lag_and_half_the_jerk_of_a_pl
         errors.append(np.abs(setpoints[:, 0] - swing(times))[settled].max())
         jerks.append(np.percentile(jerk(setpoints)[settled[3:]], 95))
     lag_s = np.array(errors) / (0.4 * 2 * np.pi * 0.7)
-    assert lag_s[1] < 0.03 < 0.06 < lag_s[0]
-    assert jerks[1] < jerks[0] / 2
+    assert lag_s[1] < 0.045 < 0.06 < lag_s[0]
+    assert jerks[1] < 0.8 * jerks[0]
 
 
 def test_an_arm_that_is_behind_is_not_thrown_after_the_person():
     for hz in (0.5, 0.7, 0.9, 1.2):
         leader = lambda t, hz=hz: 0.4 * np.sin(2 * np.pi * hz * t)  # noqa: E731  # at full speed from the beginning on
         setpoints, _ = followed(read(leader, 4), 4)
-        assert np.abs(setpoints[:, 0]).max() < 0.4 + 0.08, f"at {hz} Hz it goes far beyond where the person was"
+        assert np.abs(setpoints[:, 0]).max() < 0.4 + 0.02, f"at {hz} Hz it goes beyond where the person was"
+
+
+@pytest.mark.parametrize("readings_hz", [30, 60])
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_an_arm_hardly_goes_beyond_where_a_person_turns_round_and_stays_close_where_it_can(
+    motion: str, readings_hz: float
+):
+    found = measured(MOTIONS[motion], *benched(MOTIONS[motion], readings_hz, tracked=True))
+    assert found["overshoot_rad"] < 0.012
+    if motion in ("sine, 0.4 rad at 0.7 Hz", "reaching, 0.5 rad in 0.5 s"):  # the others are too much for its jerk
+        assert found["lag_ms"] <= 40
 
 
 @pytest.mark.parametrize("every_s", [0.01, 1 / 60, 1 / 30])
@@ -148,7 +162,7 @@ def test_a_person_who_is_back_after_a_silence_is_followed_from_where_the_arm_sto
     setpoints, limiter = followed(readings, 6)
     times = np.arange(2, 2 + len(setpoints)) * DT_S
     assert np.abs(np.diff(setpoints[:, 0], 2)).max() / DT_S**2 <= limiter.acceleration[0] * 1.001
-    assert np.abs(setpoints[:, 0] - swing(times))[times > 5].max() < 0.06
+    assert np.abs(setpoints[:, 0] - swing(times))[times > 5].max() < 0.08
 
 
 @pytest.mark.parametrize("how", ["deadman released", "silent", "nobody"])

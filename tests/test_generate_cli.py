@@ -213,6 +213,21 @@ def test_the_trace_holds_where_the_tool_was_and_where_it_was_told_to_go(recorded
     np.testing.assert_allclose(trace.objects["cube"][:, :3] - trace.tool[:, :3], episode["state"][:, 7:10], atol=1e-5)
 
 
+def test_demonstrations_of_a_world_become_ones_of_its_variant_where_nobody_demonstrated(
+    recorded: Path,
+) -> None:
+    path = recorded.with_name("wide.zarr")
+    words = ["data", "generate", str(recorded), str(path), "--world", "lift/wide", "--episodes", "4", "--workers", "1"]
+    assert main(words) == 0
+    demonstrated, made = (
+        np.array([d.episode(i)["state"][0, :2] + d.episode(i)["state"][0, 7:9] for i in range(4)])
+        for d in (Dataset.open(recorded), Dataset.open(path))
+    )
+    assert np.abs(demonstrated).max() < 0.031
+    assert np.abs(made).max() > 0.05
+    assert Dataset.open(path).metadata["world"] == "lift/wide"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("world", ["can", "stack", "so101_tabletop"])
 def test_what_is_carried_to_a_place_arrives_there_from_new_starts(world: str, tmp_path: Path) -> None:
@@ -251,7 +266,8 @@ def test_an_episode_that_cannot_be_gone_through_again_is_left_out_with_a_reason(
     [
         (["--world", "lifft"], "'lifft'; valid: pusht, lift"),
         (["--world", "pusht"], "'pusht' has no tool that picks up objects; valid: lift, can"),
-        (["--world", "stack"], "is not that of the world 'stack'; name the world that it was recorded in"),
+        (["--world", "stack"], "were recorded in the world 'lift'; 'stack' is another"),
+        (["--world", "lift/high"], "there is no world 'lift/high'; valid: lift, lift/wide"),
         (["--task", "sweep"], "the world 'lift' has no option 'task'"),
         (["--episodes", "0"], "--episodes must be at least 1"),
         (["--noise", "nan"], "--noise must be a length in m"),
@@ -274,7 +290,7 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_nothing_is_made(
 def test_a_source_that_does_not_say_its_world_is_refused(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = derived(recorded, tmp_path / "silent.zarr")
+    path = derived(recorded, tmp_path / "silent.zarr", drop=("world",))
     assert main(["data", "generate", str(path), str(tmp_path / "never.zarr")]) == 2
     assert "does not say which world it was recorded in; name it with --world" in capsys.readouterr().err
 

@@ -133,9 +133,9 @@ def test_drain_gives_the_same_records_as_since_and_says_where_to_go_on() -> None
 def test_no_drained_record_is_torn_while_a_writer_laps_the_ring(start_writer: Callable, checked: bool) -> None:
     with Ring.create(FIELDS, slots=4, checked=checked) as ring:
         start_writer(ring)
-        until = time.monotonic() + 1.0
+        begun = time.monotonic()
         index = whole = 0
-        while time.monotonic() < until:
+        while time.monotonic() < begun + (1.0 if 100 < whole < index else 30.0):  # a busy machine takes longer
             records, end = ring.drain(index)
             assert all(is_whole(record) for record in records)
             numbers = records["number"].tolist()

@@ -42,6 +42,7 @@ SMALL = {
     "act": "--policy.trunk.width 32 --policy.trunk.layers 2",
     "regression": "--policy.trunk.widths 16 32",
     "nearest": "",
+    "vla": "--observe state --policy.trunk.width 32 --policy.trunk.backbone.width 32 --policy.trunk.backbone.layers 2",
 }
 """Options that make a policy small."""
 SERVES = {
@@ -51,6 +52,7 @@ SERVES = {
     "act": {"sync", "naive", "ensemble", "rtc-identity"},
     "regression": {"sync", "naive", "ensemble", "rtc-identity"},
     "nearest": {"sync", "naive", "ensemble", "rtc-identity"},
+    "vla": {"sync", "naive", "ensemble", "rtc", "rtc-identity", "bid"},
 }
 """The schedulers that a policy can have without being trained for one."""
 

@@ -75,6 +75,20 @@ def test_a_start_is_the_one_that_robosuite_draws(name: str) -> None:
     assert not np.array_equal(the(name).reset(8)["state"], the(name).reset(7)["state"])
 
 
+def test_in_the_wide_variant_the_cube_lies_where_robosuite_never_puts_it() -> None:
+    def cubes(name: str) -> np.ndarray:
+        world = the(name)
+        states = (world.reset(seed)["state"] for seed in range(20))
+        return np.abs([state[:2] + state[7:9] for state in states])
+
+    assert cubes("lift").max() < 0.031
+    assert 0.09 < cubes("lift/wide").max() < 0.121
+    assert the("lift/wide").spec == world_spec("lift/wide")
+    assert the("lift/wide").spec.name == "lift/wide"
+    with pytest.raises(WorldError, match="'can' has no wider starts"):
+        world_spec("can", wide=True)
+
+
 @worlds
 def test_success_is_what_robosuite_counts_held_for_five_steps(name: str) -> None:
     """The state of each step is put into robosuite's simulation, and its own predicate asked."""

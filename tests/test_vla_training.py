@@ -19,7 +19,6 @@ from vla_makers import STREAMS as VLA_STREAMS
 from robolearn.cli.main import main
 from robolearn.cli.parse import UsageError
 from robolearn.cli.train import read_options
-from robolearn.evaluation.instructed import InstructedWorld
 from robolearn.policies.checkpoint import load_policy
 from robolearn.policies.config import POLICIES
 from robolearn.policies.objectives.flow import FlowConfig
@@ -33,6 +32,7 @@ from robolearn.training.loop import train
 from robolearn.training.metrics import read_metrics
 from robolearn.training.processes import processes
 from robolearn.training.sources import open_sources, spec_for
+from robolearn_data.instructed import Always, InstructedWorld
 from robolearn_data.schema import Schema, Stream, UserError, read_text
 from robolearn_data.world import Step, WorldSpec
 from robolearn_data.writer import DatasetWriter
@@ -229,7 +229,7 @@ def test_a_world_that_says_nothing_is_told_the_instruction(tmp_path: Path) -> No
         return encode(observation)
 
     policy.encode = listening  # pyright: ignore[reportAttributeAccessIssue]
-    world = InstructedWorld(_Still(), {"instruction": INSTRUCTION}, "move up")
+    world = InstructedWorld(_Still(), {"instruction": INSTRUCTION}, Always("move up"))
     evaluate(policy, lambda: world, [0])
     assert set(said) == {"move up"}
 

@@ -67,6 +67,7 @@ class Held:
         self.report: SessionReport | None = None
         self.pids: dict[str, int] = {}
         self.stage, self.note, self.saved, self.measured = Stage.READY, "", 0, WorldMeasured()
+        self.waiting = False
         self.step_at = (0, 0)
         """Steps of the episode so far, and the instant (ns) of the newest tick."""
         self.failed: BaseException | None = None
@@ -94,6 +95,7 @@ class Held:
 
     def session(self, session: CollectSession, now_ns: int) -> None:
         self.stage, self.note, self.saved = session.stage, session.note, session.saved
+        self.waiting = session.waiting
 
     def progress(self, elapsed_s: float, measured: WorldMeasured, episode: int) -> None:
         self.measured, self.step_at = measured, (measured.steps, measured.due_ns)

@@ -3,7 +3,8 @@
 ``observations`` control -> policy, log: one record at every tick, before the action is chosen.
 ``chunks``       policy -> control, log: one record for every reply, whole or in part.
 ``ticks``        control -> policy, log: what was done at each tick, naming its observation by index.
-``commands``     parent -> all: the instruction of the task, and whether the run shall end.
+``commands``     parent -> all: what a person has said to do, and whether the run shall end.
+``said``         control -> parent: the instruction in force, a person's or the world's own, whenever it changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from robolearn_data.schema import Observation, Schema, Stream, read_text
+from robolearn_data.schema import Kind, Observation, Schema, Stream, read_text
 from robolearn_deploy.chunks import Chunk
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
@@ -24,6 +25,9 @@ LOG_SECONDS = 10.0
 """How long the log may be busy elsewhere before it loses ticks."""
 LOG_BYTES = 1 << 28
 """Upper limit to the memory spent on that."""
+
+OBSERVED: tuple[Kind, ...] = ("state", "image", "points", "text")
+"""Streams of a world that are published at each tick."""
 
 REFUSALS = 4  # fields of chunks.Refusals
 TEXT_BYTES = 512
@@ -42,6 +46,7 @@ class Handles:
     chunks: RingHandle
     ticks: RingHandle
     commands: RingHandle
+    said: RingHandle
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class Channels:
     chunks: Ring
     ticks: Ring
     commands: Ring
+    said: Ring
 
     @classmethod
     def create(cls, schema: Schema, action: Stream, horizon: int, *, chunk: Stream | None = None) -> Channels:
         """The rings for a world of ``schema`` and chunks of ``horizon`` actions; or of as many values of ``chunk``."""
         deep = max(64, round(LOG_SECONDS * schema.rate_hz))
         observation = observation_fields(schema)
+        said = next(iter(schema.of_kind("text").values()), INSTRUCTION)
         size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in observation.values())
         with ExitStack() as stack:
             rings = cls(
@@ -65,6 +72,7 @@ class Channels:
                 chunks=stack.enter_context(Ring.create(chunk_fields(chunk or action, horizon), deep)),
                 ticks=stack.enter_context(Ring.create(tick_fields(action), deep)),
                 commands=stack.enter_context(Ring.create(COMMAND_FIELDS, 16)),
+                said=stack.enter_context(Ring.create({"text": (said.dtype, said.shape)}, 16)),
             )
             stack.pop_all()
         return rings
@@ -88,7 +96,7 @@ class Channels:
         self.close()
 
     def instruct(self, text: str) -> None:
-        """Tell the policy what to do, from the next observation on.
+        """Tell the policy what to do, from the next observation on; empty: what the world says.
 
         Raises:
             SchemaError: it is longer than ``TEXT_BYTES``.
@@ -96,9 +104,14 @@ class Channels:
         self.commands.publish({"stop": 0, "instruction": INSTRUCTION.check("instruction", text)})
 
     def instruction(self) -> str:
-        """The newest one; empty where none was given."""
+        """The newest one that a person gave; empty where none was given."""
         newest = self.commands.newest()
         return read_text(newest[1]["instruction"]) if newest else ""
+
+    def in_force(self) -> str:
+        """What the policy is told now, by a person or by the world."""
+        newest = self.said.newest()
+        return read_text(newest[1]["text"]) if newest else ""
 
     def stop(self) -> None:
         """Tell every process that the run shall end."""
@@ -116,7 +129,7 @@ class Channels:
 
 
 def observation_fields(schema: Schema) -> dict[str, Field]:
-    streams = {stream_field(name): (s.dtype, s.shape) for name, s in schema.of_kind("state", "image", "points").items()}
+    streams = {stream_field(name): (s.dtype, s.shape) for name, s in schema.of_kind(*OBSERVED).items()}
     return {"capture_ns": ("i8", ()), "episode": ("i8", ()), **streams}
 
 
@@ -127,7 +140,7 @@ def stream_field(name: str) -> str:
 
 def observation_of(record: np.void, schema: Schema) -> Observation:
     """The streams in a record of the ring ``observations``."""
-    return {name: record[stream_field(name)] for name in schema.of_kind("state", "image", "points")}
+    return {name: record[stream_field(name)] for name in schema.of_kind(*OBSERVED)}
 
 
 def chunk_fields(action: Stream, horizon: int) -> dict[str, Field]:

@@ -10,6 +10,7 @@ from robolearn_hardware.ring import Field
 COLLECT_FIELDS: dict[str, Field] = {
     "at_ns": ("i8", ()),
     "stage": ("u1", ()),  # Stage
+    "waiting": ("u1", ()),  # for the first motion
     "since_ns": ("i8", ()),
     "ends_ns": ("i8", ()),  # the stage ends by itself; 0: it does not
     "task": (f"S{TEXT_BYTES}", ()),
@@ -35,6 +36,7 @@ def collect_record(session: CollectSession, now_ns: int) -> Mapping[str, object]
     return {
         "at_ns": now_ns,
         "stage": int(session.stage),
+        "waiting": session.waiting,
         "since_ns": session.since_ns,
         "ends_ns": session.ends_ns,
         "task": session.task.encode(),

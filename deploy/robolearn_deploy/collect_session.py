@@ -166,6 +166,8 @@ class CollectSession:
     """What a person should know now."""
     success: bool | None = None
     """Of the episode to be saved."""
+    waiting: bool = False
+    """In an episode whose time begins with the person's first motion, before it: nothing is recorded yet."""
     discarded: int = 0
     since_ns: int = 0
     """The stage began."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
-from robolearn_data.schema import Observation, SchemaError
+from robolearn_data.instructed import InstructedWorld
+from robolearn_data.schema import Observation, SchemaError, Stream
 from robolearn_data.world import Step, World, WorldSpec
-from robolearn_deploy.channels import Channels, Handles, chunk_of, stream_field
+from robolearn_deploy.channels import OBSERVED, Channels, Handles, chunk_of, stream_field
 from robolearn_deploy.chunks import ControlState, Refusals, hold_action
 from robolearn_deploy.plan import Planned, PlanTiming
 from robolearn_deploy.schedulers import find
@@ -41,6 +42,8 @@ class ControlOptions:
     scheduler: str
     """Says how chunks become actions, see schedulers.py."""
     timing: PlanTiming
+    texts: Mapping[str, Stream]
+    """What the policy is told, whether the world says it or a person."""
     people: PeopleHandles | None = None
     """Those who may take over."""
     fast: FastHandles | None = None
@@ -61,7 +64,8 @@ def control_process(
                 people = TakeOver(stack, options.people, world) if options.people else None
                 refusals = Refusals()
                 fast = FastSteps(stack, options.fast, world, refusals) if options.fast else None
-                _Control(world, channels, options, refusals, people, fast).run()
+                told = InstructedWorld(world, options.texts, channels.instruction, understood=False)
+                _Control(told, channels, options, refusals, people, fast).run()
         finally:
             world.close()
 
@@ -69,7 +73,7 @@ def control_process(
 class _Control:
     def __init__(
         self,
-        world: World,
+        world: InstructedWorld,
         channels: Channels,
         options: ControlOptions,
         refusals: Refusals,
@@ -82,6 +86,9 @@ class _Control:
         self._options = options
         self._stopped = channels.stop_check()
         self._action = world.spec.schema.stream("action")
+        self._observed = tuple(world.spec.schema.of_kind(*OBSERVED))
+        self._text = next(iter(world.spec.schema.of_kind("text")), None)
+        self._said = b""
         self._refusals = refusals
         self._plan = fast.plan if fast else find(options.scheduler).plan(refusals, options.timing)
         self._next_chunk = 0
@@ -113,6 +120,7 @@ class _Control:
         sent: np.ndarray | None = None
         while not self._stopped():
             tick = ticker.wait()
+            observation = self._world.told(observation)
             index = self._observe(tick, episode, observation)
             self._receive(tick.woke_ns)
             state, planned, requested = self._choose(tick, observation, sent)
@@ -133,7 +141,8 @@ class _Control:
     def _step(self, tick: Tick, action: np.ndarray, state: ControlState) -> tuple[Step, np.ndarray | None, int]:
         """What a control step led to, the action that a fast half made of it, and the time (ns) it took the world."""
         if self._fast is not None:
-            return self._fast.step(tick.due_ns, action, follow=state is ControlState.RUNNING)
+            step, made, took_ns = self._fast.step(tick.due_ns, action, follow=state is ControlState.RUNNING)
+            return replace(step, observation=self._world.told(step.observation)), made, took_ns
         began_ns = now_ns()
         step = self._world.step(action)
         return step, None, now_ns() - began_ns
@@ -173,7 +182,10 @@ class _Control:
     def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
         if self._fast is not None:
             self._fast.felt(tick.due_ns)
-        streams = {stream_field(n): observation[n] for n in self._world.spec.schema.of_kind("state", "image", "points")}
+        streams = {stream_field(name): observation[name] for name in self._observed}
+        if self._text is not None and (said := observation[self._text].tobytes()) != self._said:
+            self._said = said
+            self._channels.said.publish({"text": observation[self._text]})
         return self._channels.observations.publish({"capture_ns": tick.due_ns, "episode": episode, **streams})
 
     def _receive(self, at_ns: int) -> None:

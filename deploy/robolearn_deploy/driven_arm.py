@@ -69,6 +69,8 @@ class DrivenArm:
         self.limited = self.sent = self.requested.copy()
         self.verdict, self.reason = Verdict.OK, Reason.NONE
         self.person = False
+        self.fault = ""
+        """What its driver said when the arm was lost; empty while it is there."""
         self._actions: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = deque(
             maxlen=2 + math.ceil(latency_ns * rate_hz / SECOND_NS)
         )  # (when it takes effect, requested, limited, sent), oldest first
@@ -103,10 +105,16 @@ class DrivenArm:
         """An arm that is gone is DISCONNECTED and stays where it was last."""
         try:
             self.state = self.arm.state()
-        except DeviceGoneError:
-            self.state = dataclasses.replace(self.state, condition=Condition.DISCONNECTED)
+            self.fault = ""
+        except DeviceGoneError as error:
+            self._gone(error)
         except DeviceError:  # no answer in time: it may answer the next time
             self.state = dataclasses.replace(self.state, condition=Condition.DEGRADED)
+
+    def _gone(self, error: DeviceGoneError) -> None:
+        """From then on the driver says only that it is not connected."""
+        self.fault = self.fault or str(error)
+        self.state = dataclasses.replace(self.state, condition=Condition.DISCONNECTED)
 
     def near(self, at_ns: int) -> bool:
         return self.trajectory.distance(at_ns, self.sent) <= self._options.near_rad
@@ -149,6 +157,8 @@ class DrivenArm:
                 if self.person:
                     towards = self.takeover.tracker.follow(at_ns - self.latency_ns, last, self.limiter.dt_s)
                     answer = self.limiter.stop() if towards is None else self.limiter.follow(*towards)
+                    if towards is None:  # nothing new was heard: they go on from where it stops
+                        self.takeover.tracker.rest(self.limiter.stop_positions)
                 else:  # let go: what has not been followed yet is forgotten
                     answer = self.limiter.stop()
                     positions = self.limiter.stop_positions
@@ -179,8 +189,8 @@ class DrivenArm:
         try:
             self.arm.command(positions, gripper, effect_ns=at_ns)
             self.sent = self.limited
-        except DeviceGoneError:
-            self.state = dataclasses.replace(self.state, condition=Condition.DISCONNECTED)
+        except DeviceGoneError as error:
+            self._gone(error)
         except DeviceError:  # it has stopped since it was read: its next reading says why
             pass
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,19 +61,19 @@ class Measurements:
     """The newest tick's."""
 
 
-def recording_schema(schema: Schema, texts: Mapping[str, Stream]) -> Schema:
-    """The streams of a world, the instructions that its policy observes (``texts``), and what the runtime knows
-    besides; "intervention" is 1 where a person had taken over. Ticks at which nothing is done are not recorded."""
+def recording_schema(schema: Schema) -> Schema:
+    """The streams of a world and its instructions, and what the runtime knows besides; "intervention" is 1 where a
+    person had taken over. Ticks at which nothing is done are not recorded."""
     action = schema.stream("action")
     extra = {
         "action_sent": replace(action, kind="info"),
-        "control_state": Stream((), "uint8", "info", unit="chunks.ControlState"),
+        "control_state": Stream((), "uint8", "info"),  # chunks.ControlState
         "intervention": Stream((), "uint8", "info"),
         "chunk": Stream((), "int64", "info", unit="sequence"),
         "chunk_age": Stream((), "int64", "info", unit="ns"),
         "lateness": Stream((), "int64", "info", unit="ns"),
     }
-    return Schema(schema.rate_hz, {**texts, **schema.streams, **extra})
+    return Schema(schema.rate_hz, {**schema.streams, **extra})
 
 
 class Log:
@@ -193,10 +192,8 @@ class Log:
         capture_ns = int(record["capture_ns"])
         state, due_ns = int(tick["state"]), int(tick["due_ns"])
         planned = state == ControlState.RUNNING
-        instruction = self._channels.instruction()
         row = {
             **observation,
-            **{name: stream.check(name, instruction) for name, stream in writer.schema.of_kind("text").items()},
             "action_sent": tick["sent"],
             "control_state": np.uint8(state),
             "intervention": np.uint8(state == ControlState.TELEOP),
@@ -208,8 +205,7 @@ class Log:
             row["action"] = tick["requested"]
         # What is not known at this step is a hole, never an invented value.
         holes = [name for name in writer.schema.streams if name not in row]
-        captured = [*observation, *writer.schema.of_kind("text")]
-        writer.add(row, capture_ns=dict.fromkeys(captured, capture_ns), time_ns=due_ns, holes=holes)
+        writer.add(row, capture_ns=dict.fromkeys(observation, capture_ns), time_ns=due_ns, holes=holes)
 
     def _close(self, *, complete: bool) -> None:
         if self._steps:

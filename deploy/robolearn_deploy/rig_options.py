@@ -11,6 +11,7 @@ from robolearn_deploy.dashboard.access import PageOptions
 from robolearn_deploy.dashboard.rings import RigRings
 from robolearn_deploy.driven_arm import ServoOptions
 from robolearn_deploy.fast import FastPolicy
+from robolearn_deploy.instructions import Check, accept
 from robolearn_deploy.operator import Command, Operator
 from robolearn_deploy.rig_log import RigMeasured
 
@@ -25,6 +26,8 @@ class RigOptions:
     replan_steps: int | None = None
     """Control periods between the observations of two chunks; by default the scheduler's or the policy's own number."""
     instruction: str = ""
+    check_instruction: Check = accept
+    """The policy's own."""
     episodes: int | None = None
     """Episodic: so many, each from the reset pose to a person's verdict or ``episode_s``. None: one that goes on."""
     episode_s: float = 60.0

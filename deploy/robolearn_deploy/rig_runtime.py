@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageA
 from robolearn_deploy.dashboard.server import run_page
 from robolearn_deploy.fast import STEPS, short_fields
 from robolearn_deploy.inference import Inference
+from robolearn_deploy.instructions import InstructionCheck
 from robolearn_deploy.operator import BEAT_FIELDS, COMMAND_FIELDS, Command, Commands, Operator, beat
 from robolearn_deploy.policy_process import PolicyOptions, policy_process
 from robolearn_deploy.recorder import RecorderProcess, sample_fields, step_fields
@@ -115,6 +116,7 @@ def opened(
         thinker = _Policy(policy, policy_spec, execute)
     if options.out is not None and options.out.exists() and not options.resume:
         raise DatasetError(f"{options.out} exists; choose another path for the recording")
+    InstructionCheck(policy_spec.observation if policy_spec else {}, options.check_instruction)(options.instruction)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(signals_noted())
         listening = stack.enter_context(listen(options.page)) if options.page is not None else None
@@ -191,6 +193,8 @@ class RigRun:
         self.page_address = ""
         self._next_note = 0
         self._text = schema.streams["instruction"]
+        texts = thinker.spec.observation if thinker else {}
+        self._check = InstructionCheck({**texts, "instruction": self._text}, options.check_instruction)
         self._episode = -1
 
         watches = [Watch("supervisor", SUPERVISOR_NS, teleop=True)]
@@ -241,7 +245,8 @@ class RigRun:
                 self.workers[name] = Worker(name, teleop_process, *teleop)
         if options.page is not None and listening is not None:
             self.page_address = address(listening, options.page)
-            self.workers["page"] = Worker("page", run_page, self.rings(), options.page, listening)
+            page = replace(options.page, check_instruction=self._check)
+            self.workers["page"] = Worker("page", run_page, self.rings(), page, listening)
             listening.close()  # the page's process has it: when that goes, so does the port
         stack.callback(self._bring_to_rest)
 
@@ -307,7 +312,7 @@ class RigRun:
         for worker in self.workers.values():
             worker.release()
         if self.page_address:
-            watcher.message(f"dashboard: {self.page_address}")
+            watcher.message(f"page: {self.page_address}")
         watcher.started(Operator(self.commands["person"]), self.instruct, self.pids(), self.rings())
         return log
 
@@ -331,7 +336,11 @@ class RigRun:
         return found | ({"recorder": self.recorder.pid} if self.recorder else {})
 
     def instruct(self, text: str) -> None:
-        """Tell the policy what to do, from the next observation on. Raises SchemaError where it is too long."""
+        """Tell the policy what to do, from the next observation on. Raises UserError where it is too long."""
+        self._check(text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
         value, now = self._text.check("instruction", text), now_ns()
         self.instruction.publish({"capture_ns": now, "received_ns": now, "value": value})
 
@@ -363,7 +372,7 @@ class RigRun:
             viewer, command = bytes(note["viewer"]).decode(), int(note["command"])
             text = read_text(note["instruction"])
             if not command:
-                self.instruct(text)
+                self._say(text)  # the page has checked it
             yield f"{viewer}: {Command(command).name if command else f'instruction {text!r}'}"
         page = self.workers.get("page")
         if page is not None and not page.running:

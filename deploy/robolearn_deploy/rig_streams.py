@@ -93,7 +93,7 @@ class RigLayout:
         for name, camera in cameras.items():
             streams[name] = Stream((camera.height, camera.width, 3), "uint8", "image", rate_hz=camera.rate_hz)
         streams |= dict.fromkeys(ACTION_STAGES, action)
-        streams["control_state"] = Stream((), "uint8", "info", unit="stall.State")
+        streams["control_state"] = Stream((), "uint8", "info")  # stall.State
         streams["intervention"] = Stream((), "uint8", "info")
         streams["instruction"] = Stream((INSTRUCTION_BYTES,), "uint8", "text", rate_hz=1.0)
         return Schema(rate_hz, streams)

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.dataset import DatasetError
-from robolearn_data.schema import Schema
+from robolearn_data.instructed import with_texts
 from robolearn_data.world import World, WorldSpec
 from robolearn_data.writer import DatasetWriter
 from robolearn_deploy.channels import Channels
@@ -28,6 +28,7 @@ from robolearn_deploy.control_process import ControlOptions, control_process
 from robolearn_deploy.dashboard.rings import Phase
 from robolearn_deploy.fast import FastPolicy
 from robolearn_deploy.inference import Inference
+from robolearn_deploy.instructions import Check, InstructionCheck, accept
 from robolearn_deploy.log import Log, Measurements, recording_schema
 from robolearn_deploy.operator import Command, Operator
 from robolearn_deploy.plan import PlanTiming
@@ -63,7 +64,9 @@ class RunOptions:
     replan_steps: int | None = None
     """Control periods between the observations of two chunks, at least; by default the scheduler's choice."""
     instruction: str = ""
-    """What to do, for a policy that observes a text; ``Running.instruct`` changes it."""
+    """What to do, for a policy that observes a text; empty: what the world says. ``Running.instruct`` changes it."""
+    check_instruction: Check = accept
+    """The policy's own."""
     relative: tuple[int, ...] = ()
     """Components of the action that are changes per control period, see ``chunks.hold_action``."""
     people: PeopleOptions | None = None
@@ -83,7 +86,7 @@ class Running:
     policy: int
     control: int
     instruct: Callable[[str], None]
-    """Changes the instruction; the next inference sees it. Raises SchemaError where it is too long."""
+    """Changes the instruction; the next observation has it. Raises UserError where it is too long."""
     operator: Operator | None = None
     """Takes the commands of a person at the terminal, where the run has people."""
 
@@ -129,19 +132,22 @@ def run(
 
     Raises:
         SpecError: policy and world do not fit, or one half of a slow-fast policy is missing.
+        UserError: the instruction is too long.
         StartError: a process failed before the run began.
         DatasetError, OSError: the recording cannot be written; the processes are ended, saved episodes are whole.
     """
     watcher = watcher or _Nobody()
-    schema = world_spec.schema
-    # Text comes from whoever instructs, everything else from the world.
+    # Text may come from whoever instructs, everything else is the world's.
     texts = {name: s for name, s in policy_spec.observation.items() if s.kind == "text"}
-    policy_spec.check_fits(Schema(schema.rate_hz, {**texts, **schema.streams}), f"the world {world_spec.name!r}")
+    schema = with_texts(world_spec, texts).schema
+    policy_spec.check_fits(schema, f"the world {world_spec.name!r}")
     if (policy_spec.fast is None) != (options.fast is None):
         raise SpecError("a slow-fast policy needs both its halves, and another one has no fast half")
     execute = find(options.scheduler).execute_steps(policy_spec, options.replan_steps)
     if options.out is not None and options.out.exists():
         raise DatasetError(f"{options.out} exists; choose another path for the recording")
+    check = InstructionCheck(schema.of_kind("text"), options.check_instruction)
+    check(options.instruction)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(signals_noted())
         channels = stack.enter_context(
@@ -157,7 +163,7 @@ def run(
         workers.append(thinker)
         timing = PlanTiming(period_ns(policy_spec.rate_hz), policy_spec.start, execute)
         chunks = fast.short if fast else channels.chunks.handle
-        people = _people(stack, world_spec, options, chunks) if options.people else None
+        people = _people(stack, world_spec, options, chunks, check) if options.people else None
         acting = ControlOptions(
             world_spec,
             options.seed,
@@ -165,6 +171,7 @@ def run(
             options.relative,
             options.scheduler,
             timing,
+            texts,
             people.handles if people else None,
             fast,
         )
@@ -184,7 +191,7 @@ def run(
         wait_ready([*workers, *(people.workers.values() if people else ())], START_S, starting)
         writer = None
         if options.out is not None:
-            made = DatasetWriter.create(options.out, recording_schema(schema, texts), metadata=options.metadata)
+            made = DatasetWriter.create(options.out, recording_schema(schema), metadata=options.metadata)
             writer = stack.enter_context(made)
         log = Log(channels, schema, options.seed, writer, latent=fast is not None)
         if options.instruction:
@@ -195,9 +202,20 @@ def run(
             people.begin()
             if people.address:
                 watcher.message(f"page: {people.address}")
-        watcher.started(Running(thinker.pid, actor.pid, channels.instruct, people.person if people else None))
+
+        def instruct(text: str) -> None:
+            check(text)
+            channels.instruct(text)
+
+        watcher.started(Running(thinker.pid, actor.pid, instruct, people.person if people else None))
+        told = ""
 
         def over() -> bool:
+            nonlocal told
+            if (said := channels.in_force()) != told:
+                told = said
+                if said != channels.instruction():  # what a person says has been heard already
+                    watcher.message(f"the world says: {said}")
             return stop_asked() or (people is not None and _hear(people, channels, log, watcher))
 
         failure = _watch(thinker, actor, log, options.seconds, over, watcher)
@@ -233,17 +251,20 @@ def _watch(
         time.sleep(POLL_S)
 
 
-def _people(stack: ExitStack, spec: WorldSpec, options: RunOptions, chunks: RingHandle) -> People:
+def _people(stack: ExitStack, spec: WorldSpec, options: RunOptions, chunks: RingHandle, check: Check) -> People:
     from robolearn_deploy.world_people import People
 
-    assert options.people is not None
-    return People(stack, spec, options.people, chunks=chunks, dataset=options.out)
+    who = options.people
+    assert who is not None
+    if who.page is not None:
+        who = replace(who, page=replace(who.page, check_instruction=check))
+    return People(stack, spec, who, chunks=chunks, dataset=options.out)
 
 
 def _hear(people: People, channels: Channels, log: Log, watcher: Watcher) -> bool:
     """Hand on what people say, and tell the page where the run is; whether they end it."""
     episodes = log.measured.episodes
-    people.show(Phase.EPISODE, len(episodes), sum(e.success for e in episodes), channels.instruction())
+    people.show(Phase.EPISODE, len(episodes), sum(e.success for e in episodes), channels.in_force())
     for line in people.noted(channels.instruct):
         watcher.message(line)
     return Command.END in list(people.heard())

@@ -74,13 +74,7 @@ class WorldSenses:
     def observe(self) -> Observation | None:
         if self._newest is None:
             return None
-        spec = self._spec
-        observation = window(self._channels.observations, *self._newest, spec, self._period)
-        instruction = self._channels.instruction()
-        for name, stream in spec.observation.items():
-            if stream.kind == "text":
-                observation[name] = stream.check(name, [instruction] * spec.obs_horizon, batch=(spec.obs_horizon,))
-        return observation
+        return window(self._channels.observations, *self._newest, self._spec, self._period)
 
     def done(self) -> Iterator[Done]:
         for index, tick in self._channels.ticks.since(self._next_tick):
@@ -105,7 +99,7 @@ def window(ring: Ring, index: int, newest: np.void, spec: PolicySpec, period: in
     """The last To observations as of the capture of ``newest``, one ``period`` (ns) apart: stream -> (To, ...).
 
     For each instant it takes the newest observation not later than half a period after it. Before the episode's first
-    observation that one is repeated, as at the edges of training windows. Texts are not among them.
+    observation that one is repeated, as at the edges of training windows.
     """
     chosen = newest
     records = [newest]
@@ -118,5 +112,4 @@ def window(ring: Ring, index: int, newest: np.void, spec: PolicySpec, period: in
             index, chosen = index - 1, older
         records.append(chosen)
     records.reverse()
-    names = [name for name, stream in spec.observation.items() if stream.kind != "text"]
-    return {name: np.stack([r[stream_field(name)] for r in records]) for name in names}
+    return {name: np.stack([r[stream_field(name)] for r in records]) for name in spec.observation}

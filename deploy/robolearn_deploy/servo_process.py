@@ -34,7 +34,7 @@ from robolearn_hardware.kinematics import Workspace
 from robolearn_hardware.rig import Rig
 from robolearn_hardware.ring import Field, Ring, RingHandle
 
-CAUSE_BYTES = 120
+CAUSE_BYTES = 280
 END_S = 3.0
 """An arm that is told to end has so long to come to rest."""
 
@@ -204,6 +204,7 @@ class _Servo:
             near=self._stall.state in (State.RUNNING, State.HOLDING) or all(one.near(at_ns) for one in self._arms),
             at_rest=self._at_rest() or (self._resetting and self._stall.state is State.STOPPED),
             condition=self._condition(),
+            fault=next((one.fault for one in self._arms if one.fault), ""),
             beats_ns=beats,
             e_stop=self._e_stop,
             command=asked,

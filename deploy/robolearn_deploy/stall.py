@@ -110,6 +110,8 @@ class Inputs(NamedTuple):
     e_stop: bool = False
     """The button is pressed."""
     command: Command = Command.NONE
+    fault: str = ""
+    """What the driver of an arm that is disconnected says, in words."""
 
 
 class Order(NamedTuple):
@@ -222,7 +224,8 @@ class StallContract:
             return
         if i.condition not in _FOLLOWS:
             name = i.condition.name.lower().replace("_", " ")
-            self._pause(f"the arm reports: {name}; recover it, then resume", State.STOPPED)
+            said = f" ({i.fault})" if i.fault else ""
+            self._pause(f"the arm reports: {name}{said}; recover it, then resume", State.STOPPED)
             return
         if i.command is Command.TAKE_OVER and self.state is not State.TELEOP and not self._silent(i, teleop=True):
             self._enter(State.TELEOP, "a person has taken over")

@@ -76,7 +76,7 @@ class TakeOver:
         self._leader: np.ndarray | None = None
         self._hand: Hand | None = None
         self._capture_ns = self._asked_ns = 0
-        self.tracker = Tracker(arm.limits.velocity)
+        self.tracker = Tracker(arm.limits)
         """Of the targets, reading by reading."""
 
     def prepare(self) -> None:
@@ -90,12 +90,12 @@ class TakeOver:
         self._target, self._gripper = positions.copy(), gripper
         self._leader = self._hand = None
         self._capture_ns = 0
-        self.tracker.forget()
+        self.tracker.begin(positions)
 
     def rest(self, positions: np.ndarray) -> None:
         """Nobody holds the arm, which comes to rest at ``positions`` (J,) rad: from there they go on."""
         self._target = positions.copy()
-        self.tracker.forget()
+        self.tracker.begin(positions)
 
     def target(self, record: np.void | None, now_ns: int) -> tuple[np.ndarray, float, bool]:
         """Joint targets (J,), gripper, and whether somebody holds the deadman. Without, the targets mean nothing: the

@@ -247,6 +247,7 @@ class _Session:
             fault="the e-stop is pressed; release it" if self._measured.state is State.E_STOPPED else "",
         )
         acts = self.session.tick(inputs)
+        self.session.waiting = self.session.stage is Stage.EPISODE and not self._measured.steps
         if Command.STOP in commands and self._unsolved:
             self.session.note, self._unsolved = UNSOLVED, False
         for act in acts:

@@ -34,6 +34,7 @@ _DO = {
     "JUDGING": "how was it: success, failure, discard or redo?",
     "OVER": "the session is over",
 }
+WAITING = "hold the deadman and move: recording begins then"
 BELLS = {"COUNT": 1, "GO": 2, "STOPPED": 1, "SAVED": 1, "DISCARDED": 2, "REFUSED": 3, "FAULT": 3, "OVER": 4}
 """How often the bell rings at a cue."""
 _RING_S = 0.2
@@ -122,7 +123,8 @@ class SessionTerminal:
         if self._live.is_started:
             self._live.update(self._lines(session, now_ns))
             return
-        said = (session.stage, session.task, session.note if session.note not in ("1", "2", "3") else "")
+        note = session.note if session.note not in ("1", "2", "3") else ""
+        said = (session.stage, session.task, WAITING if session.waiting else note)
         if said != self._said:
             self._said = said
             self._say(" ".join(f"{session.stage.name}: {_progress(session, now_ns)}   {said[2]}".split("\n")))
@@ -134,11 +136,12 @@ class SessionTerminal:
         from rich.text import Text
 
         stage = session.stage.name
-        left = f" {max(0.0, (session.ends_ns - now_ns) / 1e9):.0f} s " if session.ends_ns else " "
+        timed = session.ends_ns and not session.waiting
+        left = f" {max(0.0, (session.ends_ns - now_ns) / 1e9):.0f} s " if timed else " "
         text = Text()
         text.append(f" {stage}{left}", style=_STAGES[stage])
         text.append(f" {session.task}", style="bold")
-        text.append(f"   {_DO[stage]}\n")
+        text.append(f"   {WAITING if session.waiting else _DO[stage]}\n")
         text.append(f"{_progress(session, now_ns)}\n")
         text.append(f"robot {self._robot}", style="dim")
         if session.note:

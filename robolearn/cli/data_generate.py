@@ -37,7 +37,8 @@ class Generate:
     out: tyro.conf.Positional[DatasetPath]
     """Dataset to make."""
     world: str | None = None
-    """The world that SOURCE was recorded in: lift, can, square, stack, door, so101_tabletop; by default as it says."""
+    """Where OUT is made: lift, can, square, stack, door, so101_tabletop; by default the world that SOURCE was recorded
+    in. A variant of that world has other starts: lift/wide."""
     task: str | None = None
     """Which of its tasks, where the world has several: "put the red cube on the plate"."""
     episodes: int = 200
@@ -69,17 +70,21 @@ def generate(options: Generate) -> int | None:
 
     from robolearn_data.dataset import Dataset
     from robolearn_sim.demonstrations import demonstration_schema
-    from robolearn_sim.generate import Recipe, attempts
+    from robolearn_sim.generate import Recipe, attempts, check_world
     from robolearn_sim.worlds import world_spec
 
     _check(options)
     recipe = Recipe(options.noise, options.corrections, options.nearest)
     source = Dataset.open(options.source)
-    world = options.world or source.metadata.get("world")
+    recorded = source.metadata.get("world") or (source.episodes and source.episode_info(0).get("world"))
+    world = options.world or recorded
     if not isinstance(world, str):
         raise UsageError(f"{options.source} does not say which world it was recorded in; name it with --world")
+    recorded = recorded or world
+    check_world(world, recorded)
     world_options: dict[str, Any] = {"task": options.task} if options.task else {}
-    sources = _read_sources(options, world, world_options, source)
+    world_spec(world, **world_options)
+    sources = _read_sources(options, recorded, world_options, source)
     how = {"world": world, "generated_from": source.fingerprint(), "seed": options.seed, **asdict(recipe)}
     how |= {"mirror": options.mirror, **world_options}
     # A person takes his time, and so will what follows him.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from robolearn.policies.spec import PolicySpec
     from robolearn_deploy.fast import FastPolicy
     from robolearn_deploy.inference import Inference
+    from robolearn_deploy.instructions import Check
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Deploy:
     rig: Path | None = None
     """A rig file (hardware/rigs; those that end in _twin need no robot)."""
     world: str | None = None
-    """Or a simulated world: pusht, lift, can, square, stack, door, so101_tabletop, wipe, or NAME/VARIANT."""
+    """Or a simulated world, as of `robolearn eval`: pusht, lift, so101_tabletop, so101_language, wipe, ..."""
     seconds: float = 30.0
     """How long."""
     episodes: int | None = None
@@ -65,7 +66,7 @@ class Deploy:
     """Control steps between the observations of two chunks, at least. 1 replans as fast as it can; by default the
     scheduler's choice, which for most is the number of actions the policy was configured to carry out of each chunk."""
     instruction: str = ""
-    """What to do, for a policy that observes a text."""
+    """What to do, for a policy that observes a text, in place of what a world says; the page changes it."""
     device: str = "cpu"
     """Where the policy runs: cpu, cuda."""
     engine: Literal["torch", "compile", "onnx", "openvino"] = "torch"
@@ -113,7 +114,7 @@ def run(options: Deploy) -> int:
     if options.dry_run is not None:
         return _dry_run(options, options.dry_run)
     source = remote_policy(options) if options.policy else local_policy(options)
-    _check_instruction(options, source.spec)
+    _check_instruction(options, source)
     if options.rig is not None:
         from robolearn.cli.deploy_rig import run_on_rig
 
@@ -164,13 +165,16 @@ class PolicySource:
     scheduler: str
     named: dict[str, str]
     """Where it comes from, for the records."""
+    check: Check
+    """Of what it is told."""
     fast: FastPolicy | None = None
     """The fast half of a slow-fast policy."""
 
 
 def local_policy(options: Deploy) -> PolicySource:
     """Of the checkpoint."""
-    from robolearn.policies.checkpoint import load_spec, resolve_checkpoint
+    from robolearn.policies.checkpoint import load_instruction_limit, load_spec, resolve_checkpoint
+    from robolearn_deploy.instructions import accept
     from robolearn_deploy.local_policy import LocalPolicy
     from robolearn_deploy.reactive import ReactiveFast
 
@@ -189,35 +193,43 @@ def local_policy(options: Deploy) -> PolicySource:
         engine=options.engine,
         cores=options.cores,
     )
-    fast = ReactiveFast(checkpoint, spec) if spec.fast else None
-    return PolicySource(make, spec, scheduler, {"checkpoint": str(checkpoint)}, fast)
+    return PolicySource(
+        make,
+        spec,
+        scheduler,
+        {"checkpoint": str(checkpoint)},
+        load_instruction_limit(checkpoint) or accept,
+        ReactiveFast(checkpoint, spec) if spec.fast else None,
+    )
 
 
 def remote_policy(options: Deploy) -> PolicySource:
     """Of the server."""
-    from robolearn_deploy.wire.client import RemotePolicy
+    from robolearn_deploy.wire.client import RemoteCheck, RemotePolicy
     from robolearn_deploy.wire.security import read_token
 
     assert options.policy is not None
-    access = {"token": read_token(options.token_file), "certificate": options.certificate}
+    access: dict[str, Any] = {"token": read_token(options.token_file), "certificate": options.certificate}
     with contextlib.closing(RemotePolicy(options.policy, **access)) as policy:
         spec, served = policy.spec, policy.scheduler
     scheduler = options.scheduler or served or "naive"
     if served and scheduler != served:
         raise UserError(f"{options.policy} serves chunks for the scheduler {served!r}, not {scheduler!r}; leave it out")
     make = functools.partial(RemotePolicy, options.policy, spec=spec, **access)
-    return PolicySource(make, spec, scheduler, {"policy": options.policy})
+    return PolicySource(make, spec, scheduler, {"policy": options.policy}, RemoteCheck(options.policy, **access))
 
 
-def _check_instruction(options: Deploy, spec: PolicySpec) -> None:
+def _check_instruction(options: Deploy, source: PolicySource) -> None:
     from robolearn_deploy.channels import TEXT_BYTES
     from robolearn_deploy.rig_streams import INSTRUCTION_BYTES
 
-    sizes = [stream.shape[0] for stream in spec.observation.values() if stream.kind == "text"]
+    sizes = [stream.shape[0] for stream in source.spec.observation.values() if stream.kind == "text"]
     most = min([INSTRUCTION_BYTES if options.rig is not None else TEXT_BYTES, *sizes])
     given = len(options.instruction.encode(errors="surrogateescape"))
     if given > most:
         raise UserError(f"--instruction has {given} bytes in UTF-8; at most {most} are possible here, say it shorter")
+    if options.instruction:
+        source.check(options.instruction)
 
 
 def _check(options: Deploy) -> None:

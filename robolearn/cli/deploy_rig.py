@@ -48,6 +48,7 @@ def run_on_rig(options: Deploy, path: Path, source: PolicySource) -> RigReport:
         scheduler=source.scheduler,
         replan_steps=options.replan,
         instruction=options.instruction,
+        check_instruction=source.check,
         episodes=options.episodes,
         episode_s=options.episode_s,
         reset_s=options.reset_s,
@@ -83,6 +84,10 @@ def _pairs(rig: Rig, named: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
+_CAUSE = 60
+"""Characters of a cause that are shown beside the state."""
+
+
 class _Terminal:
     """A line that says what the robot does, and keys that tell it. Fulfils robolearn_deploy's RigWatcher."""
 
@@ -98,6 +103,7 @@ class _Terminal:
         self._keys, self._typed = Keys(), typed
         self._operator: Operator | None = None
         self._instruct: Callable[[str], None] = lambda text: None
+        self._cause = ""
 
     def __enter__(self) -> _Terminal:
         self._keys.__enter__()
@@ -126,6 +132,9 @@ class _Terminal:
         if measured.state is not None:
             hand = " (deadman held)" if measured.person else ""
             text = f"{measured.state.name}{hand}: {measured.cause}   episode {episode + 1}"
+            if len(measured.cause) > _CAUSE and measured.cause != self._cause:  # the line would not hold it
+                self.message(f"{measured.state.name}: {measured.cause}")
+            self._cause = measured.cause
             self._progress.update(self._task, completed=elapsed_s, description=text)
 
     def message(self, text: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from robolearn.cli.deploy_rig import KEYS
 from robolearn.cli.keys import Keys, shown_key
+from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
     from robolearn.cli.deploy import Deploy, PolicySource
@@ -33,6 +34,12 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
     world_options: dict[str, Any] = {"images": True} if observes_images else {}
     world = world_spec(world_name, **world_options)
     make = functools.partial(make_world, world_name, **world_options)
+    texts = {name for name, s in source.spec.observation.items() if s.kind == "text"} - world.schema.streams.keys()
+    if texts and not options.instruction and not (options.teleop and options.page):
+        raise UserError(
+            f"the policy reads the text {min(texts)!r}, and the world {world_name} says nothing: tell it what to do "
+            "with --instruction, or on a page with --teleop page"
+        )
     with _people(options, world) as (people, typed), _Bar(options.seconds, typed) as watcher:
         run_options = RunOptions(
             seconds=options.seconds,
@@ -41,6 +48,7 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
             scheduler=source.scheduler,
             replan_steps=options.replan,
             instruction=options.instruction,
+            check_instruction=source.check,
             relative=world.schema.stream("action").relative,
             people=people,
             fast=source.fast,

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +63,7 @@ class Eval:
     """With a scheduler: control steps between the observations of two chunks, at least; by default the scheduler's
     choice, which for most is the number of actions that the policy was configured to carry out of each chunk."""
     instruction: str | None = None
-    """Tell the policy this all the time, also where the world would say something else."""
+    """Tell the policy this all the time, in place of what the world says; so101_language counts it as its task."""
     guidance: float | None = None
     """Scale of classifier-free guidance, for a flow or diffusion policy that was trained with --policy.condition-drop;
     by default what it was trained with, which is mostly 1: none."""
@@ -84,9 +84,10 @@ def run(options: Eval) -> int:
     """Run a checkpoint in simulation."""
     _check(options)
     from robolearn.evaluation import evaluate
-    from robolearn.evaluation.instructed import instructed
     from robolearn.evaluation.plots import evaluation_figure
-    from robolearn.policies.checkpoint import load_policy, load_spec, resolve_checkpoint
+    from robolearn.policies.checkpoint import load_instruction_limit, load_policy, load_spec, resolve_checkpoint
+    from robolearn_data.instructed import instructed, with_texts
+    from robolearn_deploy.instructions import InstructionCheck, accept
     from robolearn_sim.worlds import make_world, world_spec
 
     overrides: dict[str, Any] = {} if options.sampler is None else {"sampler": options.sampler}
@@ -100,13 +101,15 @@ def run(options: Eval) -> int:
     observes_images = any(s.kind == "image" for s in policy.spec.observation.values())
     images = observes_images if options.images == "auto" else options.images == "on"
     world_options = {"images": True} if images else {}
-    schema = world_spec(options.world, **world_options).schema
+    spec = world_spec(options.world, **world_options)
+    schema = spec.schema
     factory: WorldFactory = functools.partial(make_world, options.world, **world_options)
     texts = {name: stream for name, stream in policy.spec.observation.items() if stream.kind == "text"}
     if options.instruction is not None:
         if not texts:
             raise UserError("--instruction: this policy reads no instruction; leave it out")
-        schema = replace(schema, streams={**schema.streams, **texts})
+        schema = with_texts(spec, texts).schema
+        InstructionCheck(schema.streams, load_instruction_limit(checkpoint) or accept)(options.instruction)
         factory = functools.partial(instructed, factory, texts, options.instruction)
     elif missing := texts.keys() - schema.streams.keys():
         raise UserError(

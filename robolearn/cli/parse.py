@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
+import docstring_parser
 import tyro
 
 from robolearn_data.schema import UserError
@@ -43,7 +44,8 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str, default: T | None = N
     extra: dict[str, Any] = {} if default is None else {"default": default}
 
     def read(words: Sequence[str]) -> tuple[T, list[str]]:
-        return tyro.cli(cls, prog=prog, args=list(words), config=_MARKERS, return_unknown_args=True, **extra)
+        with _joined_docstrings():
+            return tyro.cli(cls, prog=prog, args=list(words), config=_MARKERS, return_unknown_args=True, **extra)
 
     if "-h" in argv or "--help" in argv:
         read(["--help"])
@@ -110,6 +112,25 @@ def _option_names(read: Callable[[Sequence[str]], object]) -> list[str]:
     rows = re.findall(r"^[│ ]*(--?[A-Za-z].*)$", re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()), flags=re.MULTILINE)
     spelt = [word.rstrip(",") for row in rows for word in itertools.takewhile(lambda w: w.startswith("-"), row.split())]
     return [word for word in dict.fromkeys(spelt) if word.startswith("--") and word != "--help"]
+
+
+@contextlib.contextmanager
+def _joined_docstrings() -> Iterator[None]:
+    """tyro takes an indented line of an option's docstring for one that must stay a line. What it reads here has none:
+    only empty lines and lists ("- ") break."""
+    read = docstring_parser.parse_from_object
+
+    def joined(obj: Any) -> docstring_parser.Docstring:
+        found = read(obj)
+        for option in found.params:
+            option.description = re.sub(r"(?<!\n)\n[ \t]*(?!\n|- )", " ", option.description or "") or None
+        return found
+
+    docstring_parser.parse_from_object = joined
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = read
 
 
 @contextlib.contextmanager

@@ -75,7 +75,8 @@ class Serve:
 def run(options: Serve) -> int:
     """Serve a checkpoint to robots over the network."""
     _check(options)
-    from robolearn.policies.checkpoint import load_spec, resolve_checkpoint
+    from robolearn.policies.checkpoint import load_instruction_limit, load_spec, resolve_checkpoint
+    from robolearn_deploy.instructions import accept
     from robolearn_deploy.wire.certificates import machine_addresses
     from robolearn_deploy.wire.security import fingerprint, is_loopback, make_token, read_token, server_tls
     from robolearn_deploy.wire.server import PolicyServer, ServerOptions
@@ -100,6 +101,7 @@ def run(options: Serve) -> int:
             tls=tls,
             name=str(options.checkpoint),
             scheduler=options.scheduler,
+            check_instruction=load_instruction_limit(checkpoint) or accept,
             max_clients=options.max_clients,
             max_batch=options.max_batch,
             batch_window_s=options.batch_window_ms / 1e3,

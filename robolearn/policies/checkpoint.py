@@ -27,8 +27,9 @@ from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
-from robolearn.policies.vla.config import VlaConfig, VlaError
+from robolearn.policies.vla.config import TINY, SmallConfig, VlaConfig, VlaError
 from robolearn.policies.vla.encoder import PrefixEncoder
+from robolearn.policies.vla.length import InstructionLimit
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import StreamStatistics, statistics_from_json, statistics_to_json
 
@@ -133,6 +134,24 @@ def load_spec(folder: Path | str) -> PolicySpec:
     return PolicySpec.from_json(_describe(resolve_checkpoint(folder))["spec"])
 
 
+def load_instruction_limit(folder: Path | str) -> InstructionLimit | None:
+    """How long an instruction may be, without building the network; None: it reads none, or that is not known."""
+    folder = resolve_checkpoint(folder)
+    description = _describe(folder)
+    spec, trunk = PolicySpec.from_json(description["spec"]), description["policy"]["trunk"]
+    if trunk["kind"] != "vla" or not any(stream.kind == "text" for stream in spec.observation.values()):
+        return None
+    numbers = 0
+    if trunk["state"] == "text":
+        for name, stream in spec.observation.items():
+            chosen = spec.components.get(name, range(stream.size)) if stream.kind == "state" else ()
+            numbers += spec.obs_horizon * (len(chosen) + len(set(chosen) & set(stream.wraps)))
+    backbone, tokeniser = trunk["backbone"], folder / "backbone" / "tokenizer.json"
+    if backbone["kind"] == "small" or backbone["name"].startswith(TINY):
+        return InstructionLimit(trunk["max_text"], numbers, backbone.get("text", "bytes"))
+    return InstructionLimit(trunk["max_text"], numbers, tokeniser) if tokeniser.is_file() else None
+
+
 def load_fingerprints(folder: Path | str) -> dict[str, str]:
     """What a checkpoint was made from: "dataset" ("" where that was not noted) and "transforms"."""
     return {name: str(value) for name, value in _describe(resolve_checkpoint(folder))["fingerprint"].items()}
@@ -192,7 +211,9 @@ def _transforms(spec: PolicySpec, config: PolicyConfig, statistics: str) -> str:
     }
     if isinstance(config.trunk, VlaConfig):
         backbone = config.trunk.backbone
-        parts = {**parts, "vla": [config.trunk.state, config.trunk.max_text, backbone.kind, backbone.image_size]}
+        seen = [config.trunk.state, config.trunk.max_text, backbone.kind, backbone.image_size]
+        words = [backbone.text] if isinstance(backbone, SmallConfig) and backbone.text != "bytes" else []
+        parts = {**parts, "vla": [*seen, *words]}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -39,6 +39,7 @@ class Can:
     the compartment and let go."""
 
     name, environment, state, max_steps, view = "can", "PickPlaceCan", STATE, 300, "frontview"
+    wide_m = 0.0
     unused: tuple[str, ...] = (
         *(f"{prefix}{thing}_main" for thing in ("Milk", "Bread", "Cereal") for prefix in ("", "Visual")),
         "VisualCan_main",

@@ -33,6 +33,7 @@ class Door:
     """The score is how far the door is open, 1 at 0.3 rad, where robosuite counts success."""
 
     name, environment, state, max_steps, view = "door", "Door", STATE, 250, "frontview"
+    wide_m = 0.0
     unused: tuple[str, ...] = ()
     placed: tuple[str, ...] = ("Door_main",)
 

@@ -27,7 +27,7 @@ TRAITS: dict[str, Traits] = {
     "door": Traits(tool=2),
     "so101_tabletop": Traits({"red": 4, "green": 4, "blue": 4, "plate": 0}, closed=0.0, open=1.0),
 }
-"""World -> what must be known of it."""
+"""World -> what must be known of it, in all of its variants."""
 
 SPEED_M_S, SPEED_RAD_S = 0.4, 2.0
 """Of the tool on its way to a segment."""
@@ -70,16 +70,30 @@ class Attempt:
     """How often the tool was pushed aside."""
 
 
+def check_world(name: str, recorded: str) -> None:
+    """That demonstrations recorded in the world ``recorded`` can become ones in the world ``name``.
+
+    Raises:
+        GenerateError: it has no tool and objects, or is another world and no variant.
+    """
+    base, original = name.partition("/")[0], recorded.partition("/")[0]
+    if base in WORLDS and base not in TRAITS:
+        raise GenerateError(f"the world {name!r} has no tool that picks up objects; valid: {', '.join(TRAITS)}")
+    if base in WORLDS and base != original:
+        raise GenerateError(f"these demonstrations were recorded in the world {recorded!r}; {name!r} is another")
+
+
 def manipulation_world(name: str, **options: Any) -> ManipulationWorld:
     """Start the world ``name``, as ``make_world``.
 
     Raises:
-        GenerateError: it has no tool and objects.
         WorldError: as of ``make_world``.
     """
-    if name in WORLDS and name not in TRAITS:
-        raise GenerateError(f"the world {name!r} has no tool that picks up objects; valid: {', '.join(TRAITS)}")
     return cast(ManipulationWorld, make_world(name, **options))
+
+
+def traits_of(world: ManipulationWorld) -> Traits:
+    return TRAITS[world.spec.name.partition("/")[0]]
 
 
 def trace_of(world: ManipulationWorld, dataset: Dataset, episode: int) -> Trace:
@@ -108,7 +122,7 @@ def trace_of(world: ManipulationWorld, dataset: Dataset, episode: int) -> Trace:
         rows.append((world.tool_pose(), world.target_of(meant[t]), world.objects()))
         observation = world.step(sent[t]).observation
     tool, target, objects = zip(*rows, strict=True)
-    gripper, traits = meant[:, -1].astype(np.float64), TRAITS[world.spec.name]
+    gripper, traits = meant[:, -1].astype(np.float64), traits_of(world)
     return Trace(
         np.stack(tool),
         np.stack(target),
@@ -131,7 +145,7 @@ def sources_from(world: ManipulationWorld, dataset: Dataset, *, mirror: bool) ->
                 f"the stream {stream!r} of {dataset.location} is not that of the world {name!r}; "
                 "name the world that it was recorded in with --world"
             )
-    if mirror and not TRAITS[name].mirror:
+    if mirror and not traits_of(world).mirror:
         able = ", ".join(world for world, traits in TRAITS.items() if traits.mirror)
         raise GenerateError(f"the world {name!r} does not look the same in a mirror; --mirror is for {able}")
     found: list[Source] = []
@@ -156,7 +170,7 @@ def attempt(world: ManipulationWorld, sources: Sequence[Source], recipe: Recipe,
     used: list[tuple[int, bool]] = []
     for i in range(len(course)):
         objects, tool = world.objects(), world.tool_pose()
-        fits = [fit(source.segments[i], objects, tool, TRAITS[world.spec.name]) for source in alike]
+        fits = [fit(source.segments[i], objects, tool, traits_of(world)) for source in alike]
         chosen = choose([each.way for each in fits], recipe.nearest, run.rng)
         used.append((alike[chosen].episode, alike[chosen].mirrored))
         segment = alike[chosen].segments[i]
@@ -175,7 +189,7 @@ class _Run:
         self._observation = world.reset(seed)
         self._rows: list[dict[str, np.ndarray]] = []
         self._done = self._success = False
-        self._last = (world.tool_pose(), TRAITS[world.spec.name].open)
+        self._last = (world.tool_pose(), traits_of(world).open)
         self._pushes = 0
 
     def follow(self, targets: np.ndarray, gripper: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """Lift: a Panda arm picks a cube up from a table. robosuite's task "Lift".
 
 The table's surface is the plane z = 0.8. The arm's start is jittered and the cube lies within 3 cm of the table's
-centre at any yaw; its size is always the same.
+centre at any yaw; its size is always the same. In ``lift/wide`` it lies within 12 cm, along x and along y.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Lift:
     """The score is how far the cube is raised, 1 at 4 cm above the table, where robosuite counts success."""
 
     name, environment, state, max_steps, view = "lift", "Lift", STATE, 150, "sideview"
+    wide_m = 0.12
     unused: tuple[str, ...] = ()
     placed: tuple[str, ...] = ()
 

@@ -51,6 +51,8 @@ ARM_NAMES = (
 ARM_UNITS = "m,m,m,1,1,1,1,1,1,m"
 """With these the states of all but Lift begin: where the point between the fingertips is; unit vectors along which the
 gripper points and its fingers close; the way between the fingertips. ``Scene.arm`` gives their values."""
+ARENA_BYTES = 16 << 20
+"""For contacts and constraints of one instant; demonstrations need a hundredth. robosuite reserves 1.3 GB."""
 
 
 class Task(Protocol):
@@ -63,6 +65,8 @@ class Task(Protocol):
     max_steps: int
     view: str
     """The camera that a person looks through."""
+    wide_m: float
+    """Of the variant "wide": how far from the middle, along x and along y, its object lies at most. 0: it has none."""
     unused: tuple[str, ...]
     """Bodies of robosuite's model that have no part in the task."""
     placed: tuple[str, ...]
@@ -85,10 +89,13 @@ class Task(Protocol):
 
 def kind(task: type[Task]) -> Kind:
     """How to start the world of ``task``, for the table of worlds."""
-    return Kind(functools.partial(PandaWorld, task), functools.partial(spec, task, max_steps=task.max_steps))
+    options = functools.partial(spec, task, max_steps=task.max_steps)
+    return Kind(functools.partial(PandaWorld, task), options, {"wide": {"wide": True}} if task.wide_m else {})
 
 
-def spec(task: type[Task], *, images: bool = False, max_steps: int = 0, controller_hz: int = 100) -> WorldSpec:
+def spec(
+    task: type[Task], *, images: bool = False, max_steps: int = 0, controller_hz: int = 100, wide: bool = False
+) -> WorldSpec:
     """What the world of ``task`` offers.
 
     Args:
@@ -96,12 +103,15 @@ def spec(task: type[Task], *, images: bool = False, max_steps: int = 0, controll
         max_steps: that end an episode; 0 for the task's own number.
         controller_hz: how often the controller's gains follow the arm's posture: 500 as robosuite has it, or 100 or
             20, which is faster. Torques are computed 500 times a second.
+        wide: the object lies anywhere within the task's ``wide_m``, not where robosuite puts it.
 
     Raises:
-        WorldError: such a rate is not possible.
+        WorldError: such a rate is not possible, or the task has no wider starts.
     """
     if controller_hz not in (20, 100, 500):
         raise WorldError(f"option 'controller_hz' of {task.name!r} must be 20, 100 or 500, not {controller_hz}")
+    if wide and not task.wide_m:
+        raise WorldError(f"the world {task.name!r} has no wider starts")
     streams = {"state": task.state, **({"agentview": IMAGE} if images else {}), "action": ACTION}
     return WorldSpec(task.name, Schema(CONTROL_HZ, streams), max_steps or task.max_steps)
 
@@ -163,15 +173,26 @@ class Scene:
 class PandaWorld:
     """A ``ManipulationWorld``. Solved once robosuite has counted success for five steps: what flies by is none."""
 
-    def __init__(self, task: type[Task], *, images: bool = False, max_steps: int = 0, controller_hz: int = 100) -> None:
+    def __init__(
+        self,
+        task: type[Task],
+        *,
+        images: bool = False,
+        max_steps: int = 0,
+        controller_hz: int = 100,
+        wide: bool = False,
+    ) -> None:
         """Options as of ``spec``.
 
         Raises:
             WorldError: robosuite is not installed.
         """
-        self.spec = spec(task, images=images, max_steps=max_steps, controller_hz=controller_hz)
+        self.spec = spec(task, images=images, max_steps=max_steps, controller_hz=controller_hz, wide=wide)
         self._images = images
         self._env = _start_robosuite(task)
+        if wide:
+            placing = self._env.placement_initializer
+            placing.x_range = placing.y_range = [-task.wide_m, task.wide_m]
         from robolearn_sim import osc
 
         self._mujoco = mujoco = osc.mujoco
@@ -327,6 +348,7 @@ def _our_model(mujoco: Any, xml: str, compiled: Any, unused: tuple[str, ...]) ->
     for name in unused:
         made.delete(made.body(name))
     simplify_looks(mujoco, made, compiled, DETAIL_M)
+    made.memory, made.njmax, made.nconmax = ARENA_BYTES, -1, -1
     return made.compile()
 
 

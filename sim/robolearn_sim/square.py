@@ -39,6 +39,7 @@ class Square:
     """The score is how near the nut is to lying around the peg, 1 where robosuite counts success."""
 
     name, environment, state, max_steps, view = "square", "NutAssemblySquare", STATE, 300, "sideview"
+    wide_m = 0.0
     unused: tuple[str, ...] = ("RoundNut_main",)
     placed: tuple[str, ...] = ()
 

@@ -33,6 +33,7 @@ class Stack:
     table, touches the green cube and is not held."""
 
     name, environment, state, max_steps, view = "stack", "Stack", STATE, 250, "sideview"
+    wide_m = 0.0
     unused: tuple[str, ...] = ()
     placed: tuple[str, ...] = ()
 

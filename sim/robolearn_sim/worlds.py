@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from robolearn_data.schema import UserError
@@ -107,7 +108,9 @@ def make_world(name: str, **options: Any) -> World:
         WorldError: unknown name, variant or option, an option of a wrong type, or a simulator that is not installed.
     """
     kind, options = _find(name, options)
-    return kind.make(**options)
+    world = kind.make(**options)
+    world.spec = replace(world.spec, name=name)
+    return world
 
 
 def world_spec(name: str, **options: Any) -> WorldSpec:
@@ -117,7 +120,7 @@ def world_spec(name: str, **options: Any) -> WorldSpec:
         WorldError: unknown name, variant or option, or an option of a wrong type.
     """
     kind, options = _find(name, options)
-    return kind.spec(**options)
+    return replace(kind.spec(**options), name=name)
 
 
 def variants_of(name: str) -> list[str]:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from websockets.datastructures import Headers
 
 from robolearn_data.schema import UserError
+from robolearn_deploy.instructions import Check, accept
 from robolearn_deploy.wire.certificates import machine_addresses
 from robolearn_deploy.wire.security import bind, is_loopback, server_tls
 
@@ -40,6 +41,8 @@ class PageOptions:
     show_token: bool = False
     """The address that is said holds the token, so that whoever can read it need not type it."""
     max_viewers: int = 16
+    check_instruction: Check = accept
+    """Of what viewers say to the policy. It may take a while."""
 
 
 def listen(options: PageOptions) -> socket.socket:

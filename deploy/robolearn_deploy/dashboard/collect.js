@@ -23,11 +23,11 @@ document.addEventListener("state", () => {
   $("verdicts").querySelector("[data-do=END]").textContent = "End session";
   document.body.dataset.stage = c.stage;
   if (state.cause?.startsWith("paused by a person") && c.stage !== "EPISODE") $("cause").textContent = "between episodes"; // the session's pause
-  $("stage").textContent = STAGES[c.stage];
-  const left = c.ends === null ? null : Math.max(0, (c.ends - serverNow()) / 1000);
+  $("stage").textContent = c.waiting ? "Move to begin" : STAGES[c.stage];
+  const left = c.ends === null || c.waiting ? null : Math.max(0, (c.ends - serverNow()) / 1000);
   $("clock").textContent = left === null || c.stage === "RETURNING" || c.stage === "STOPPING" ? "" : c.stage === "COUNTDOWN" ? Math.ceil(left) : `${left.toFixed(0)} s`;
   $("task").textContent = c.task;
-  $("note").textContent = c.stage === "COUNTDOWN" ? "" : c.note; // the clock counts
+  $("note").textContent = c.waiting ? "Hold the deadman and move: recording begins then." : c.stage === "COUNTDOWN" ? "" : c.note; // the clock counts
   document.querySelector("[data-do=NEXT_TASK]").hidden = c.tasks < 2;
   $("progress").max = c.goal;
   $("progress").value = c.episodes;

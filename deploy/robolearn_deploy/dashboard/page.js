@@ -210,7 +210,7 @@ $("instruct").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim().replace(/\s+/g, " ");
   if (!send({ instruct: text })) return answer("The instruction WAS NOT SENT: not connected", true);
-  pending.set("instruct", { title: "Instruction", at: performance.now(), done: (s) => s.instruction === text });
+  pending.set("instruct", { title: "Instruction", at: performance.now(), done: (s) => !text || s.instruction === text });
   answer("Instruction: sent, waiting for the robot");
 });
 

@@ -108,6 +108,8 @@ class _Viewer:
     """Cameras whose newest picture it has not confirmed."""
     clock: BrowserClock = dataclasses.field(default_factory=BrowserClock)
     hints: asyncio.Task[None] | None = None
+    saying: asyncio.Task[None] | None = None
+    """What checks its instruction."""
 
     async def send(self, message: dict[str, Any] | bytes) -> None:
         """Raises ConnectionClosed, also where nothing has been taken in for ``PATIENCE_S``."""
@@ -188,7 +190,7 @@ class PageServer:
                 return _respond(http.HTTPStatus.SEE_OTHER, b"", Location="/", Set_Cookie=cookie)
             return _respond(http.HTTPStatus.UNAUTHORIZED, _SIGN_IN.format("That was not the token.").encode(), _HTML)
         if not self._door.lets_in(request.headers):
-            asks = "The token of this robot's dashboard:"
+            asks = "The token of this robot's page:"
             return _respond(http.HTTPStatus.UNAUTHORIZED, _SIGN_IN.format(asks).encode(), _HTML)
         self._doorstep.let_in(connection)
         if path == "/socket":
@@ -231,8 +233,9 @@ class PageServer:
             pass
         finally:
             self._viewers.discard(viewer)
-            if viewer.hints is not None:
-                viewer.hints.cancel()
+            for task in (viewer.hints, viewer.saying):
+                if task is not None:
+                    task.cancel()
             with self._hand_over():
                 self._control.leave(viewer.name)
 
@@ -286,7 +289,8 @@ class PageServer:
                 case "do", str() if value in Command.__members__:
                     await self._obey(viewer, Command[value])
                 case "instruct", str():
-                    await self._instruct(viewer, value)
+                    if viewer.saying is None and await self._in_charge(viewer):
+                        viewer.saying = asyncio.create_task(self._instruct(viewer, " ".join(value.split())))
                 case "seen", int():
                     viewer.seen = min(value, viewer.sent)
                 case "got", str():
@@ -366,16 +370,17 @@ class PageServer:
         await viewer.send({"kind": "noted", "command": command.name, "note": note})
 
     async def _instruct(self, viewer: _Viewer, text: str) -> None:
-        if not await self._in_charge(viewer):
-            return
-        text = " ".join(text.split())
-        try:
-            value = _INSTRUCTION.check("instruction", text)
-        except (UserError, UnicodeEncodeError) as error:
-            await viewer.send({"kind": "refused", "why": str(error)})
-            return
-        self._note(viewer, 0, value)
-        self._view.note(f"{viewer.name}: instruction {text!r}")
+        """In a task of its own: who checks may be on another machine, and the viewer's e-stop waits for nobody."""
+        with contextlib.suppress(ConnectionClosed):
+            try:
+                value = _INSTRUCTION.check("instruction", text)
+                await asyncio.to_thread(self._options.check_instruction, text)
+            except (UserError, UnicodeEncodeError) as error:
+                await viewer.send({"kind": "refused", "why": str(error)})
+            else:
+                self._note(viewer, 0, value)
+                self._view.note(f"{viewer.name}: instruction {text!r}")
+        viewer.saying = None
 
     def _note(self, viewer: _Viewer, command: int, instruction: np.ndarray | None = None) -> int:
         text = np.zeros(INSTRUCTION_BYTES, np.uint8) if instruction is None else instruction

@@ -167,6 +167,7 @@ class RigView:
         left_s = float(now["left_ns"]) / SECOND_NS
         return {
             "stage": Stage(int(now["stage"])).name,
+            "waiting": bool(now["waiting"]),
             "ends": self.ms(int(now["ends_ns"])) if now["ends_ns"] else None,
             "since": self.ms(int(now["since_ns"])),
             "task": _text(now["task"]),

@@ -15,7 +15,7 @@ import queue
 import random
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,8 +29,10 @@ from robolearn_deploy.inference import Reply, Request
 from robolearn_deploy.wire.codec import MAX_BYTES, WireError, pack, unpack
 from robolearn_deploy.wire.connection import Connection, explain
 from robolearn_deploy.wire.messages import (
+    EXTENSION,
     Answer,
     Clock,
+    check_message,
     ping_message,
     plain_request_message,
     read_answer,
@@ -121,6 +123,7 @@ class RemotePolicy:
         self._ids = itertools.count()
         self._changed = threading.Condition()
         self._connection: Connection | None = None
+        self._checks = False
         self._problem = "not connected yet"
         self._refusal: str | None = None
         self._closing = False
@@ -172,6 +175,33 @@ class RemotePolicy:
                     # Its answers have no numbers: one that comes late would be taken for the next one's.
                     self._connection, self._problem = None, "it did not answer in time"
                     connection.abandon()
+
+    def check_instruction(self, text: str) -> None:
+        """Ask whether the policy can be told ``text``. A server of openpi is not asked.
+
+        Raises:
+            RemotePolicyError: it cannot, or there is no answer in time.
+        """
+        deadline_ns = now_ns() + int(self._reply_s * 1e9)
+        with self._changed:
+            self._changed.wait_for(lambda: self._connection is not None, _left_s(deadline_ns))
+            connection, problem = self._connection, self._problem
+            if connection is None:
+                raise RemotePolicyError(f"{self.url} cannot check the instruction: {problem}")
+            if not self._checks:
+                return
+            self._waiting_id, self._inbox = next(self._ids), queue.SimpleQueue()
+            id, inbox = self._waiting_id, self._inbox
+        try:
+            connection.send(pack(check_message(id, text)))
+            answer = _receive(inbox, deadline_ns)
+        except (TimeoutError, ConnectionError) as error:
+            raise RemotePolicyError(f"{self.url} has not checked the instruction: {error}; try again") from error
+        finally:
+            with self._changed:
+                self._waiting_id = None
+        if answer.error:
+            raise RemotePolicyError(answer.error)
 
     def clock(self) -> Clock | None:
         """The server's clock as of now; None while it is unknown, as with a server of openpi."""
@@ -266,7 +296,9 @@ class RemotePolicy:
         """
         if isinstance(message, str):
             raise WireError("it does not begin with metadata, so that it is no policy server")
-        spec, scheduler = read_metadata(unpack(message, max_bytes=self._max_bytes))
+        metadata = unpack(message, max_bytes=self._max_bytes)
+        spec, scheduler = read_metadata(metadata)
+        self._checks = spec is not None and metadata[EXTENSION].get("checks") is True
         known = self._known_spec
         if spec is None and known is None:
             self._refusal = "it does not say what its policy observes, as servers of openpi do not; give a spec"
@@ -357,6 +389,24 @@ class RemotePolicy:
                 self._inbox.put(ConnectionError(f"lost the connection to {self.url}: {problem}"))
             self._connection, self._problem = None, problem
             self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class RemoteCheck:
+    """Asks the server behind a URL whether its policy can be told something, over a connection of its own: an
+    ``instructions.Check`` for processes that have no policy."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    certificate: Path | None = None
+    within_s: float = 3.0
+
+    def __call__(self, text: str) -> None:
+        within: dict[str, Any] = {"connect_s": self.within_s, "reply_s": self.within_s}
+        with contextlib.closing(
+            RemotePolicy(self.url, token=self.token, certificate=self.certificate, **within)
+        ) as peer:
+            peer.check_instruction(text)
 
 
 def _is_url(url: str) -> bool:

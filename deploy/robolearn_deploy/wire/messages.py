@@ -5,10 +5,12 @@ with "actions" back. Our own peers find a dict under ``EXTENSION`` in each messa
 
 | message | from | holds |
 |---|---|---|
-| metadata | server | version, spec, scheduler |
+| metadata | server | version, spec, scheduler, checks |
 | request | client | id, sequence, capture_ns, deadline_ns, offset_ns, uncertainty_ns, partial, committed |
 | reply | server | id, final, timing_ms, server_ns; beside it "actions" and openpi's "server_timing" |
 | failure | server | id, error |
+| check | client | id, instruction: may the policy be told this? |
+| accepted | server | id, accepted; else a failure |
 | ping | client | ping |
 | pong | server | ping, received_ns, sent_ns |
 
@@ -61,7 +63,7 @@ class IncomingRequest:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server sent to a request: a reply or a failure."""
+    """What a server sent to a request: a reply or a failure; to a check: a failure or neither."""
 
     id: int | None
     reply: Reply | None
@@ -70,8 +72,10 @@ class Answer:
     """From the arrival of the request to the sending of this answer."""
 
 
-def metadata_message(spec: PolicySpec, *, name: str = "", scheduler: str = "") -> dict[str, Any]:
-    return {"name": name, EXTENSION: {"version": VERSION, "spec": spec.to_json(), "scheduler": scheduler}}
+def metadata_message(spec: PolicySpec, *, name: str = "", scheduler: str = "", checks: bool = False) -> dict[str, Any]:
+    """``checks``: the server answers ``check_message``."""
+    extension = {"version": VERSION, "spec": spec.to_json(), "scheduler": scheduler, "checks": checks}
+    return {"name": name, EXTENSION: extension}
 
 
 def read_metadata(message: Any) -> tuple[PolicySpec | None, str]:
@@ -175,6 +179,28 @@ def failure_message(id: int, error: str) -> dict[str, Any]:
     return {EXTENSION: {"id": id, "error": error}}
 
 
+def check_message(id: int, instruction: str) -> dict[str, Any]:
+    return {EXTENSION: {"id": id, "instruction": instruction}}
+
+
+def accepted_message(id: int) -> dict[str, Any]:
+    return {EXTENSION: {"id": id, "accepted": True}}
+
+
+def read_check(message: Any) -> tuple[int, str] | None:
+    """Number and instruction of a check; None if ``message`` is something else.
+
+    Raises:
+        WireError: malformed.
+    """
+    extension = read_extension(message)
+    if extension is None or "instruction" not in extension:
+        return None
+    if not isinstance(extension["instruction"], str):
+        raise WireError("the instruction to check is not a text")
+    return _integer(extension, "id"), extension["instruction"]
+
+
 def read_answer(message: Any, spec: PolicySpec) -> Answer:
     """An answer of our server.
 
@@ -190,6 +216,8 @@ def read_answer(message: Any, spec: PolicySpec) -> Answer:
         if not isinstance(error, str):
             raise WireError("the failure that the server reports is not a text")
         return Answer(id, None, " ".join(error[:MAX_TEXT].split()))
+    if extension.get("accepted") is True:
+        return Answer(id, None)
     final = _integer(extension, "final")
     if not 0 <= final <= spec.horizon:
         raise WireError(f"{final} actions of a chunk of {spec.horizon} cannot be final")

@@ -24,15 +24,18 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from robolearn.policies.spec import PolicySpec
-from robolearn_data.schema import UserError
+from robolearn_data.schema import Observation, UserError, read_text
 from robolearn_deploy.inference import Inference
+from robolearn_deploy.instructions import Check, InstructionCheck, accept
 from robolearn_deploy.wire.codec import MAX_BYTES, WireError, pack, unpack
 from robolearn_deploy.wire.inference_worker import InferenceWorker, Job
 from robolearn_deploy.wire.messages import (
     EXTENSION,
+    accepted_message,
     failure_message,
     metadata_message,
     pong_message,
+    read_check,
     read_ping,
     read_request,
 )
@@ -60,6 +63,8 @@ class ServerOptions:
     """Of the policy, for clients to show."""
     scheduler: str = ""
     """Which scheduler's requests the policy understands, for clients to compare."""
+    check_instruction: Check = accept
+    """Of the policy: which instructions it can be told."""
     max_bytes: int = MAX_BYTES
     """Of one message, either way."""
     max_clients: int = 32
@@ -135,7 +140,8 @@ class PolicyServer:
         if spec is None:
             return
         options = self._options
-        self._metadata = pack(metadata_message(spec, name=options.name, scheduler=options.scheduler))
+        self._check = InstructionCheck(spec.observation, options.check_instruction)
+        self._metadata = pack(metadata_message(spec, name=options.name, scheduler=options.scheduler, checks=True))
         try:
             server = await self._listen(bound)
             try:
@@ -257,6 +263,9 @@ class PolicyServer:
         if ping is not None:
             await client.send(pack(pong_message(ping, received_ns, now_ns())))
             return
+        if (check := read_check(frame)) is not None:
+            await client.send(pack(self._checked(*check)))
+            return
         assert self.spec is not None
         extension = frame.get(EXTENSION)
         id = extension.get("id") if extension is not None else None
@@ -264,8 +273,10 @@ class PolicyServer:
             if self._draining:
                 raise WireError("the server stops")
             incoming = read_request(frame, self.spec, received_ns, sequence=client.asked)
+            for text in _texts(incoming.request.observation, self.spec):
+                self._check(text)
             client.asked += 1
-        except WireError as error:
+        except (WireError, UserError) as error:
             self.statistics.failed += 1
             if extension is not None and type(id) is not int:
                 raise
@@ -283,11 +294,27 @@ class PolicyServer:
         if incoming.id is None:
             await client.until(pending.done.wait())  # openpi's clients number nothing: one after the other
 
+    def _checked(self, id: int, instruction: str) -> dict[str, Any]:
+        try:
+            self._check(instruction)
+        except UserError as error:
+            return failure_message(id, str(error))
+        return accepted_message(id)
+
     def in_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call ``function`` in the event loop, from the worker's thread."""
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to be answered
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _texts(observation: Observation, spec: PolicySpec) -> set[str]:
+    return {
+        read_text(row)
+        for name, stream in spec.observation.items()
+        if stream.kind == "text"
+        for row in observation[name]
+    }
 
 
 @contextlib.contextmanager

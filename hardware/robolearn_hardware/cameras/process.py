@@ -30,8 +30,8 @@ from robolearn_hardware.ring import Field, Ring, RingHandle
 if TYPE_CHECKING:
     from robolearn_hardware.registry import CameraConfig
 
-START_S = 20.0
-"""In which a camera must be open: its driver has 10 s, and the process must start."""
+START_S = 60.0
+"""In which a camera must be open: its driver has 10 s, and the process must start, on a loaded machine too."""
 
 _BACKOFF_S = (0.1, 2.0)
 """First and longest wait between attempts to open a camera that has gone."""

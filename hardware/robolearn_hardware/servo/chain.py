@@ -152,8 +152,8 @@ class ServoChain:
         if all(long):
             self.bus.close()
             raise DeviceGoneError(
-                f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and cable, then "
-                "connect again"
+                f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and cable (a "
+                "twin: is this machine overloaded?), then connect again"
             )
         for motor in itertools.compress(self.ids, long):
             self.faults.setdefault(motor, "does not answer; check its cable")

@@ -46,6 +46,8 @@ _GIVE_RAD = 0.3
 _GAP_NS = 5_000_000
 """A request with a longer pause in it is given up."""
 _RETURN_DELAY_UNIT_NS = 2_000
+_PRIORITY = 40
+"""SCHED_FIFO, where it is permitted: below the servo loop's 50, above whatever else runs."""
 
 
 class ServoBusTwin:
@@ -191,6 +193,8 @@ class ServoBusTwin:
         self._master = self._slave = -1
 
     def _serve(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):  # motors answer in time however busy the machine is
+            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
         buffer = bytearray()
         last_ns = now_ns()
         while not self._closing.is_set():

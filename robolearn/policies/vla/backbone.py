@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robolearn.policies.vla.config import SmallConfig, VlaConfig, VlaError
 from robolearn.policies.vla.prefix import PrefixShape
 from robolearn.policies.vla.small import SmallBackbone
-from robolearn.policies.vla.text import ByteTokeniser, Tokeniser
+from robolearn.policies.vla.text import OwnTokeniser, Tokeniser
 
 
 class Backbone(Protocol):
@@ -86,7 +86,7 @@ def make_backbone(config: VlaConfig, assets: Path | None, *, pictures: bool) -> 
     part = config.backbone
     if isinstance(part, SmallConfig):
         backbone: Backbone = SmallBackbone(part, pictures=pictures)
-        tokeniser: Tokeniser = ByteTokeniser(config.max_text)
+        tokeniser: Tokeniser = OwnTokeniser(part.text, config.max_text)
     else:
         from robolearn.policies.vla.loading import load_backbone
 

@@ -9,6 +9,9 @@ from pydantic import Discriminator
 
 from robolearn_data.schema import UserError
 
+TINY = "tiny-"
+"""Before the name of a family: random weights of a few thousand parameters, words as bytes."""
+
 
 class VlaError(UserError):
     """A VLA cannot be built, loaded, or told what it was told."""
@@ -16,7 +19,7 @@ class VlaError(UserError):
 
 @dataclass(frozen=True)
 class SmallConfig:
-    """A backbone of ours that trains from nothing on a small machine: a CNN, bytes as words, a few layers."""
+    """A backbone of ours that trains from nothing on a small machine: a CNN, bytes or words, a few layers."""
 
     kind: Literal["small"] = "small"
     width: int = 192
@@ -29,6 +32,9 @@ class SmallConfig:
     """Hidden width of the feed-forward part."""
     image_size: int = 96
     """Side, px, that pictures are brought to; a multiple of 16. Gives (image_size / 16)^2 tokens a picture."""
+    text: Literal["bytes", "words"] = "bytes"
+    """What a token of a text is. Words are a fifth as many and quicker to learn from; what is not among those of the
+    training data says nothing, not even by its letters."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class VlaConfig:
     crop: float = 0.92
     """Side of what is seen of a picture, as a part of it: at random in training, the middle otherwise. 1: all of it."""
     max_text: int = 64
-    """Tokens of an instruction (bytes with the small backbone), with state as text included."""
+    """Tokens of an instruction (bytes or words with the small backbone), with state as text included."""
     max_state: int = 32
     """Components that a state token has room for; what an embodiment lacks is zero."""
     max_action: int = 32

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from robolearn.policies.vla.config import PretrainedConfig, VlaError
+from robolearn.policies.vla.config import TINY, PretrainedConfig, VlaError
 from robolearn.policies.vla.pretrained import FAMILIES, PretrainedBackbone
-from robolearn.policies.vla.text import ByteTokeniser, PretrainedTokeniser, Tokeniser
+from robolearn.policies.vla.text import OwnTokeniser, PretrainedTokeniser, Tokeniser
 
-TINY = "tiny-"
 _ELSE = "a folder with the model, or --backbone small, which trains from nothing"
 
 
@@ -53,12 +52,12 @@ def load_backbone(
             model = AutoModel.from_config(shape, **how)
         else:
             model = AutoModel.from_pretrained(source, use_safetensors=True, **{**where, **how})
-        tokeniser = ByteTokeniser(max_text) if tiny else AutoTokenizer.from_pretrained(source, **where)
+        tokeniser = OwnTokeniser("bytes", max_text) if tiny else AutoTokenizer.from_pretrained(source, **where)
     except VlaError:
         raise
     except (OSError, ValueError, KeyError) as error:
         raise VlaError(_reason(config, error, from_checkpoint=folder is not None)) from error
-    if not isinstance(tokeniser, ByteTokeniser):
+    if not isinstance(tokeniser, OwnTokeniser):
         tokeniser = PretrainedTokeniser(tokeniser, max_text)
     return PretrainedBackbone(model, config), tokeniser
 

@@ -1,4 +1,4 @@
-"""A vision-language backbone of ours, small enough to train from nothing on a CPU. Words are bytes.
+"""A vision-language backbone of ours, small enough to train from nothing on a CPU. Texts are bytes or words.
 
 Shape letters: B batch, N tokens, W width, C channels.
 """
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robolearn.policies.vla.attention import GatedMlp, RmsNorm, attend, heads, rotate
 from robolearn.policies.vla.config import SmallConfig, VlaError
+from robolearn.policies.vla.length import WORDS
 from robolearn.policies.vla.prefix import PrefixShape
 
 THETA = 10_000.0
@@ -36,7 +37,7 @@ class SmallBackbone(nn.Module):
         self.image_size = config.image_size
         self.shape = PrefixShape(config.layers, config.heads, config.kv_heads, config.head_dim, THETA)
         self.vision = _Pictures(w, side * side) if pictures else None
-        self.embed = nn.Embedding(256, w)
+        self.embed = nn.Embedding(256 if config.text == "bytes" else WORDS, w)
         self.layers = nn.ModuleList(_Layer(config, last=i == config.layers - 1) for i in range(config.layers))
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robolearn.policies.vla.config import VlaError
+from robolearn.policies.vla.length import OwnUnit, prompt, tokens_of
 
 
 class Tokeniser(Protocol):
@@ -26,14 +27,15 @@ class Tokeniser(Protocol):
         ...
 
 
-class ByteTokeniser:
-    """A token is a byte of UTF-8."""
+class OwnTokeniser:
+    """Of the small backbone: a token is a byte of UTF-8, or a word."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, unit: OwnUnit, most: int) -> None:
+        self.unit: OwnUnit = unit
         self.most = most
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return padded([list(text.encode()) for text in texts], texts, self.most)
+        return padded([tokens_of(self.unit, text) for text in texts], texts, self.most)
 
     def save_assets(self, folder: Path) -> None:
         pass
@@ -80,9 +82,8 @@ def padded(found: Sequence[Sequence[int]], texts: Sequence[str], most: int) -> t
 
 
 def prompts(texts: Sequence[str], state_BS: Tensor | None) -> list[str]:
-    """What is tokenised: the instruction and a line's end (as pi0 and SmolVLA do); with ``state`` (B, S), in [-1, 1]
-    where it is usual, a line of its components as numbers from 0 to 255 between them (pi0.5)."""
+    """What is tokenised, see ``prompt``; ``state`` (B, S) in [-1, 1] where it is usual."""
     if state_BS is None:
-        return [f"{text}\n" for text in texts]
+        return [prompt(text, []) for text in texts]
     numbers = ((state_BS.float().clamp(-1, 1) + 1) * 127.5).round().int().tolist()
-    return [f"{text}\nState: {' '.join(map(str, row))}\n" for text, row in zip(texts, numbers, strict=True)]
+    return [prompt(text, row) for text, row in zip(texts, numbers, strict=True)]

@@ -1,0 +1,259 @@
+"""Does a small VLA follow instructions? Trained and tested at the SO-101's table with three cubes and four verbs.
+
+    python tests/benchmarks/policies_language.py prepare                # the demonstrations, once
+    python tests/benchmarks/policies_language.py run method 0           # one run: variant, seed; trains, evaluates
+    python tests/benchmarks/policies_language.py all --seeds 3          # all that are missing, one after the other
+    python tests/benchmarks/policies_language.py write                  # what is done -> results/families.json
+
+Each can be stopped at any time and goes on where it was. Variants:
+
+- method: sees the joints, the tool, the cubes' poses and the instruction.
+- control-no-language: the same without the instruction: what can be had by looking at the scene alone.
+- control-shuffled: the method's weights, told another instruction than the one that counts. A policy that does not
+  listen does as well as with the right one.
+- method-images: two cameras and the joints in place of the poses.
+
+Conditions: seen (sentences and pairs of verb and colour of the demonstrations, other scenes); held-out-reworded (other
+sentences of the same words), held-out-synonyms (a verb in other words), held-out-pairs (pairs of verb and colour that
+no demonstration has), held-out (these three together); switched (another instruction after 40 steps, which alone
+counts). A row is the mean over the last checkpoints, each over the same starts (seed 100000 and on); its interval is
+Wilson's for those starts, not several times as many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results import write_family
+
+from robolearn.cli.main import main as robolearn
+from robolearn.policies.vla.config import SmallConfig
+from robolearn.training.config import PRESETS, OptimiserConfig, TrainConfig, dump_config
+from robolearn_data.schema import UserError
+
+FAMILY, WORLD = "vla", "so101_language"
+FIRST_SEED, CHECKPOINTS = 100_000, 10
+EPISODES, NOISE = 1000, 0.2
+"""Of the demonstrations."""
+CONDITIONS = {
+    "seen": WORLD,
+    "held-out-reworded": f"{WORLD}/reworded",
+    "held-out-synonyms": f"{WORLD}/synonyms",
+    "held-out-pairs": f"{WORLD}/new-pairs",
+    "switched": f"{WORLD}/switched",
+}
+HELD_OUT = tuple(name for name in CONDITIONS if name.startswith("held-out-"))
+POSES, CAMERAS = ("state", "tool", "things"), ("front", "wrist", "state")
+TRAINED: dict[str, tuple[str, ...]] = {
+    "method": (*POSES, "instruction"),
+    "control-no-language": POSES,
+    "method-images": (*CAMERAS, "instruction"),
+}
+"""Variant -> the streams that it observes."""
+TESTED: dict[str, tuple[str, dict[str, str]]] = {
+    "method": ("method", CONDITIONS),
+    "control-shuffled": ("method", {"seen": f"{WORLD}/shuffled"}),
+    "control-no-language": ("control-no-language", {name: CONDITIONS[name] for name in ("seen", "switched")}),
+    "method-images": ("method-images", CONDITIONS),
+}
+"""Variant -> whose weights it has, and condition -> world."""
+
+
+def settings(variant: str, seed: int, steps: int) -> TrainConfig:
+    config = PRESETS["vla-small"]()
+    trunk = config.policy.trunk
+    backbone = SmallConfig(width=128, layers=3, heads=4, kv_heads=4, head_dim=32, mlp=344, text="words")
+    trunk = replace(trunk, backbone=backbone, max_text=13)  # pyright: ignore[reportArgumentType]
+    return replace(
+        config,
+        policy=replace(config.policy, trunk=trunk),
+        optimiser=OptimiserConfig(lr=1e-3, warmup=200),
+        observe=TRAINED[variant],
+        steps=steps,
+        batch_size=128,
+        seed=seed,
+        checkpoint_every=max(steps // CHECKPOINTS, 1),
+    )
+
+
+def data_of(runs: Path, variant: str) -> Path:
+    return runs / ("images.zarr" if "front" in TRAINED[variant] else "poses.zarr")
+
+
+def prepare(runs: Path, variant: str, episodes: int) -> None:
+    path = data_of(runs, variant)
+    runs.mkdir(parents=True, exist_ok=True)
+    words = ["collect", str(path), "--world", WORLD, "--teleop", "scripted", "--episodes", str(episodes)]
+    words += ["--noise", str(NOISE), "--workers", "1"]
+    words += ["--images"] if "front" in TRAINED[variant] else []
+    if path.exists():
+        from robolearn_data.dataset import Dataset
+
+        if Dataset.open(path).episodes >= episodes:
+            return
+        words += ["--resume"]
+    _checked(words)
+
+
+def run(runs: Path, variant: str, seed: int, *, episodes: int, starts: int, steps: int, last: int) -> None:
+    """Train and evaluate; writes a file for each condition."""
+    source, conditions = TESTED[variant]
+    prepare(runs, source, episodes)
+    folder = runs / f"{source}-{seed}"
+    train(runs, folder, source, seed, steps)
+    from robolearn.policies.checkpoint import list_checkpoints
+
+    for condition, world in conditions.items():
+        done = folder / f"row-{variant}-{condition}-{starts}.json"
+        if done.exists():
+            continue
+        found = [evaluated(checkpoint, world, starts) for checkpoint in list_checkpoints(folder)[-last:]]
+        row = {"variant": variant, "condition": condition, "seed": seed, "episodes": starts}
+        row |= {"success": float(np.mean([one["success_rate"] for one in found])), "checkpoints": len(found)}
+        row |= {"score": float(np.mean([one["score"] for one in found])), **about(folder, runs, source)}
+        if condition != "switched":
+            row["by_verb"] = by_verb(world, found)
+        _write(done, row)
+        print(done.read_text(), flush=True)
+
+
+def train(runs: Path, folder: Path, variant: str, seed: int, steps: int) -> None:
+    from robolearn.training.metrics import read_metrics
+
+    if folder.exists() and (rows := read_metrics(folder)) and rows[-1]["step"] >= steps:
+        return
+    words = ["train", str(data_of(runs, variant)), "--out", str(folder), "--device", "cpu"]
+    if (folder / "training.safetensors").exists():
+        words += ["--resume"]
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.yaml", "metrics.jsonl", "loss.png"):  # of a run that was stopped before its first state
+            (folder / name).unlink(missing_ok=True)
+        start = runs / f"{variant}-{seed}.yaml"
+        start.write_text(dump_config(settings(variant, seed, steps)))
+        words += ["--config", str(start)]
+    _checked(words)
+
+
+def evaluated(checkpoint: Path, world: str, starts: int) -> dict[str, Any]:
+    from robolearn.evaluation import evaluate
+    from robolearn.policies.checkpoint import load_policy
+    from robolearn_sim.worlds import make_world
+
+    cache = checkpoint / f"{world.replace('/', '-')}-{starts}.json"
+    if cache.exists():
+        return json.loads(cache.read_text())
+    load = functools.partial(load_policy, checkpoint)
+    images = {"images": True} if "front" in load().spec.observation else {}
+    make = functools.partial(make_world, world, **images)
+    seeds = range(FIRST_SEED, FIRST_SEED + starts)
+    result = evaluate(load, make, seeds, workers=0, envs_per_worker=32).to_json()
+    print(checkpoint, world, f"score {result['score']:.3f} success {result['success_rate']:.3f}", flush=True)
+    _write(cache, result)
+    return result
+
+
+def by_verb(world: str, found: list[dict[str, Any]]) -> dict[str, str]:
+    """Verb -> "solved of asked", over all checkpoints."""
+    from robolearn_sim.worlds import make_world
+
+    asked, solved = Counter[str](), Counter[str]()
+    with closing(make_world(world)) as scene:
+        for episode in found[0]["results"]:
+            scene.reset(episode["seed"])
+            verb = scene.goal.verb  # type: ignore[attr-defined]
+            asked[verb] += len(found)
+            solved[verb] += sum(one["success"] for e in found for one in e["results"] if one["seed"] == episode["seed"])
+    return {verb: f"{solved[verb]} of {asked[verb]}" for verb in sorted(asked)}
+
+
+def about(folder: Path, runs: Path, variant: str) -> dict[str, Any]:
+    from robolearn.policies.checkpoint import list_checkpoints, load_policy
+    from robolearn.training.metrics import read_metrics
+    from robolearn_data.dataset import Dataset
+
+    policy = load_policy(list_checkpoints(folder)[-1])
+    metrics = read_metrics(folder)
+    return {
+        "observes": list(TRAINED[variant]),
+        "demonstrations": Dataset.open(data_of(runs, variant)).episodes,
+        "steps": metrics[-1]["step"],
+        "train_cpu_s": max(row["cpu_s"] for row in metrics if "cpu_s" in row),
+        "parameters": sum(p.numel() for p in policy.parameters()),
+    }
+
+
+def write(runs: Path, folder: Path | None = None) -> None:
+    """Rows of all runs, with the three held-out conditions taken together as well."""
+    from robolearn.evaluation.intervals import wilson_interval
+
+    rows = [json.loads(path.read_text()) for path in runs.glob("*/row-*.json")]
+    for variant, seed in {(row["variant"], row["seed"]) for row in rows}:
+        mine = [row for row in rows if (row["variant"], row["seed"]) == (variant, seed)]
+        parts = [row for row in mine if row["condition"] in HELD_OUT]
+        if len(parts) == len(HELD_OUT):
+            together = {key: value for key, value in parts[0].items() if key != "by_verb"}
+            together |= {"condition": "held-out", "episodes": sum(row["episodes"] for row in parts)}
+            rows.append(together | {k: float(np.mean([row[k] for row in parts])) for k in ("success", "score")})
+    for row in rows:
+        episodes = row["episodes"]
+        row["success_interval"] = list(wilson_interval(round(row["success"] * episodes), episodes))
+    order = [*CONDITIONS, "held-out"]
+    rows.sort(key=lambda row: (list(TESTED).index(row["variant"]), order.index(row["condition"]), row["seed"]))
+    print(write_family(FAMILY, rows, **({} if folder is None else {"folder": folder})))
+
+
+def everything(runs: Path, seeds: int, variants: list[str], **how: int) -> None:
+    """Seed by seed, so that a table of one seed is there early."""
+    for seed in range(seeds):
+        for variant in variants:
+            run(runs, variant, seed, **how)
+            write(runs)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.rename(path)
+
+
+def _checked(words: list[str]) -> None:
+    if robolearn(words):
+        raise SystemExit(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prepare", "run", "all", "write"])
+    parser.add_argument("which", nargs="*", help="of run: variant, seed; of all: variants")
+    parser.add_argument("--runs", type=Path, default=Path("runs/language"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--demonstrations", type=int, default=EPISODES)
+    parser.add_argument("--episodes", type=int, default=200, help="starts of each condition")
+    parser.add_argument("--steps", type=int, default=6000, help="of training")
+    parser.add_argument("--last", type=int, default=5, help="checkpoints that a row is the mean of")
+    options = parser.parse_args()
+    how = {"episodes": options.demonstrations, "starts": options.episodes, "steps": options.steps, "last": options.last}
+    match options.what, options.which:
+        case "prepare", []:
+            prepare(options.runs, "method", options.demonstrations)
+        case "run", [variant, seed] if variant in TESTED and seed.isdigit():
+            run(options.runs, variant, int(seed), **how)
+        case "all", variants if set(variants) <= set(TESTED):
+            everything(options.runs, options.seeds, variants or list(TESTED), **how)
+        case "write", []:
+            write(options.runs)
+        case _:
+            raise UserError(f"run takes a variant ({', '.join(TESTED)}) and a seed; all takes variants")
+
+
+if __name__ == "__main__":
+    main()
