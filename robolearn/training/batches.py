@@ -22,6 +22,7 @@ from torch import Tensor
 
 from robolearn.policies.contracts import Batch
 from robolearn.policies.goals import goal_key
+from robolearn.policies.reactive.readings import fast_key, fast_views
 from robolearn.policies.spec import PolicySpec
 from robolearn.training.config import Images
 from robolearn.training.instructions import Instructions
@@ -161,6 +162,8 @@ class WindowBatches:
         values, missing = self._readers[dataset].read(episode, step, self._present[dataset])
         action = values.pop("action")
         streams = dict(self._spec.observation)
+        if self._spec.fast:
+            streams |= {fast_key(name): stream for name, stream in self._spec.fast.observation.items()}
         if (instructions := self._instructions[dataset]) is not None:
             said = values.get("instruction")
             values["instruction"] = instructions.read(episode, step, self._spec.obs_horizon, said)
@@ -224,7 +227,7 @@ def _views(spec: PolicySpec, source: Source) -> dict[str, View]:
     texts = {name for name, stream in spec.observation.items() if stream.kind == "text"}
     absent = texts - set(source.dataset.schema.streams)
     views = {name: View(name, spec.obs_horizon) for name in spec.observation if name not in absent}
-    return {**views, "action": View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)}
+    return {**views, **fast_views(spec), "action": View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)}
 
 
 def readers(

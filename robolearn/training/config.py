@@ -54,7 +54,7 @@ class RunConfig:
     held_out: float = 0.0
     """Part of each dataset's episodes to keep out of training, for held_out_loss; the same ones whatever the seed."""
     steps: int = 10_000
-    """Optimiser steps."""
+    """Optimiser steps; of a slow-fast policy those of its slow half, after the tokenizer's."""
     batch_size: int = 128
     """Windows per step, over all processes together."""
     seed: int = 0
@@ -84,6 +84,9 @@ class TrainConfig(RunConfig):
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     observe: tuple[str, ...] = ()
     """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    feel: tuple[str, ...] = ()
+    """Streams that the fast half of a slow-fast policy reads; empty: those of kind state whose names begin with
+    "wrench"."""
     latent: str = ""
     """Run of `robolearn latent learn`: its latent actions are learned in place of recorded ones, from video that needs
     no actions. The policy sees the model's camera unless --observe says more."""
@@ -242,8 +245,10 @@ def _vla_smolvla() -> TrainConfig:
 def starting(policy: PolicyName) -> TrainConfig:
     """The run that `--policy NAME` alone stands for."""
     config = TrainConfig(policy=POLICIES[policy]())
-    # Every control step is a present, though few have a whole chunk of ACT's length before them.
-    return replace(config, pad_after=config.policy.horizon - 1) if policy == "act" else config
+    # Every control step is a present, though few have a whole chunk of this length before them.
+    if policy in ("act", "reactive"):
+        config = replace(config, pad_after=config.policy.horizon - config.policy.obs_horizon)
+    return config
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {

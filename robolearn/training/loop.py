@@ -8,12 +8,13 @@ so that a resumed run equals one that was never stopped, and several processes c
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
 from robolearn.training.resume import Progress, load_state, save_state
-from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for
+from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for, streams_of
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import degenerate_components
 from robolearn_data.world import World
@@ -56,6 +57,12 @@ M = TypeVar("M", Policy, LatentActionModel)
 
 class Save(Protocol):
     def __call__(self, module: Any, folder: Path, /, *, dataset_fingerprint: str, step: int) -> None: ...
+
+
+class FirstStage(NamedTuple):
+    steps: int
+    end: Callable[[Any, Ema[Any]], None]
+    """Called after them with the module that is trained and its average."""
 
 
 def train(
@@ -117,7 +124,7 @@ def train(
     check_instructions(policy, [(source.dataset, source.train) for source in sources])
     if isinstance(policy.trunk, Nearest):
         return _remember(config, policy, batches, fingerprint(sources), run, group, make_world)
-    constant = degenerate_components({**spec.observation, "action": spec.action}, values)
+    constant = degenerate_components(streams_of(spec), values)
     notes = [f"constant in this data, hence centred but not scaled: {', '.join(constant)}"] if constant else []
     if config.start_from:
         notes.append(f"starts from {config.start_from}; new are {', '.join(anew) or 'no weights'}")
@@ -140,6 +147,9 @@ def train(
         stop_at=stop_at,
         workers=workers,
         notes=notes,
+        begin=FirstStage(half.steps, functools.partial(_settle, batches))
+        if (half := config.policy.tokenizer)
+        else None,
     )
 
 
@@ -158,6 +168,7 @@ def optimise(
     stop_at: int | None = None,
     workers: int = 0,
     notes: Sequence[str] = (),
+    begin: FirstStage | None = None,
 ) -> M:
     """The loop. See ``train`` for what is not said here.
 
@@ -166,6 +177,7 @@ def optimise(
         save: writes a checkpoint.
         evaluated: what the averaged module achieves in a world, asked every ``eval_every`` steps.
         notes: lines for the person who watches.
+        begin: what is learned before, in steps of its own.
 
     Returns:
         The module with averaged weights.
@@ -174,7 +186,8 @@ def optimise(
         UserError: a run folder in use, or of another run; a loss that is not finite.
     """
     share = group.share(config.batch_size)
-    model = DistributedDataParallel(module) if group.count > 1 else module
+    # Of two halves only one is trained at a time.
+    model = DistributedDataParallel(module, find_unused_parameters=begin is not None) if group.count > 1 else module
     ema = Ema(module, config.optimiser.ema_power, config.optimiser.ema_max)
     optimiser = torch.optim.AdamW(
         module.parameters(),
@@ -183,28 +196,34 @@ def optimise(
         weight_decay=config.optimiser.weight_decay,
         fused=True,
     )
+    beginning = begin.steps if begin else 0
+    total = beginning + config.steps
     first, cpu_s = _begin(config, data, run, group, resume, module, ema, optimiser)
     log = MetricsLog(run, first) if group.first else None
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    last = config.steps if stop_at is None else min(stop_at, config.steps)
+    last = total if stop_at is None else min(stop_at, total)
     reported: list[torch.Tensor] = []
 
     with (
         batches.coming(first, last, workers) as coming,
-        TrainingBar(first, config.steps, visible=group.first) as bar,
+        TrainingBar(first, total, visible=group.first) as bar,
     ):
         for note in notes:
             bar.note(note)
         for step in range(first, last):
             began_cpu = time.process_time()
+            if begin and step == begin.steps:
+                begin.end(module, ema)
+                bar.note(f"the first stage is over; {config.steps} steps of the second follow")
+            stage, steps = (step, beginning) if step < beginning else (step - beginning, config.steps)
             draws = module.draw(config.batch_size, torch.Generator().manual_seed(_seed(config.seed, step)))
             torch.manual_seed(_seed(config.seed, step, group.rank))  # image crops
             batch = to_device(next(coming), group.device)
 
             for parameters in optimiser.param_groups:
-                parameters["lr"] = learning_rate(config.optimiser, step, config.steps)
+                parameters["lr"] = learning_rate(config.optimiser, stage, steps)
             with torch.autocast(group.device.type, torch.bfloat16, enabled=bf16):
                 losses = model(batch, {name: value[share] for name, value in draws.items()})
             loss = losses.total()
@@ -212,7 +231,7 @@ def optimise(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimiser.clip)
             optimiser.step()
-            ema.update(module, step)
+            ema.update(module, stage)
             cpu_s += time.process_time() - began_cpu
 
             reported.append(loss.detach())
@@ -235,7 +254,7 @@ def optimise(
                 save(ema.module, folder, dataset_fingerprint=data, step=done)
                 save_state(run, Progress(done, cpu_s, data), module, ema, optimiser)
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
-            if log and evaluated and (done % eval_every == 0 or done == config.steps):
+            if log and evaluated and done > beginning and (done % eval_every == 0 or done == total):
                 result = evaluated(ema.module)
                 log.write({"step": done, "success_rate": result.success_rate, "score": result.score})
                 bar.note(f"step {done}: {result.summary()}")
@@ -261,6 +280,16 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
+
+
+def _settle(batches: WindowBatches, policy: Policy, ema: Ema[Policy]) -> None:
+    """From the tokenizer's training to that of the slow half: the averaged tokenizer is the one that stays."""
+    trained, averaged = policy.tokenizer, ema.module.tokenizer
+    assert trained is not None
+    assert averaged is not None
+    trained.load_state_dict(averaged.state_dict())
+    for tokenizer in (trained, averaged):
+        tokenizer.settle(policy.action(batch.action.to(policy.device)) for batch in batches.all())
 
 
 def _begin(
