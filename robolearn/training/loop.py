@@ -129,6 +129,8 @@ def train(
     if config.start_from:
         notes.append(f"starts from {config.start_from}; new are {', '.join(anew) or 'no weights'}")
 
+    half = config.policy.tokenizer
+
     def evaluated(averaged: Policy) -> Evaluation:
         assert make_world is not None
         return evaluate(averaged, make_world, range(config.eval_seed, config.eval_seed + config.eval_episodes))
@@ -147,9 +149,7 @@ def train(
         stop_at=stop_at,
         workers=workers,
         notes=notes,
-        begin=FirstStage(half.steps, functools.partial(_settle, batches))
-        if (half := config.policy.tokenizer)
-        else None,
+        begin=FirstStage(half.steps, functools.partial(_settle, batches)) if half else None,
     )
 
 
