@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ other.close()
 
 @needs_robosuite
 def test_a_closed_world_leaves_no_simulation_in_memory_and_may_be_closed_twice() -> None:
-    other = make_world("lift")
+    other: Any = make_world("lift")
     gc.disable()  # what refers to itself would stay until it runs
     try:
         parts = [weakref.ref(part) for part in (other._env, other._env.sim, other._env.robots[0])]
