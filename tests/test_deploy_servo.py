@@ -293,7 +293,7 @@ def test_an_arm_that_loses_its_cable_stops_the_robot_and_comes_back_on_resume(ro
         twins["follower"].fault(unplugged=True)
         tick = bench.until(lambda t: t["condition"] == Condition.DISCONNECTED, feed=sine)
         tick = bench.until(state_is(State.STOPPED), feed=sine)
-        assert b"disconnected" in tick["cause"]
+        assert b"disconnected (follower: " in tick["cause"], "and what the driver said"
         twins["follower"].fault()
         time.sleep(0.5)
         for _ in range(10):  # the port may need a moment

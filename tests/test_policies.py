@@ -20,7 +20,9 @@ from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.schema import Stream, UserError
 
-COMBINATIONS = list(itertools.product([name for name in POLICIES if name not in ("nearest", "vla")], TRUNK_DEFAULTS))
+COMBINATIONS = list(
+    itertools.product([name for name in POLICIES if name not in ("nearest", "vla", "reactive")], TRUNK_DEFAULTS)
+)
 DENOISING = [(policy, trunk) for policy, trunk in COMBINATIONS if policy not in ("act", "regression")]
 """Those that begin with noise."""
 

@@ -98,7 +98,7 @@ class Short(pusht.PushT):
         self.spec = replace(self.spec, max_steps=40)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", SMALL)
 def test_a_policy_is_trained_and_evaluated_by_the_command_line(
     trained: Callable[[str], Path], policy: str, tmp_path: Path
 ) -> None:
@@ -118,7 +118,7 @@ def test_a_policy_is_deployed_by_the_command_line(trained: Callable[[str], Path]
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", SMALL)
 def test_a_scheduler_works_or_the_error_names_those_that_do(
     trained: Callable[[str], Path], policy: str, scheduler: str
 ) -> None:
@@ -136,7 +136,7 @@ def test_a_scheduler_works_or_the_error_names_those_that_do(
         LocalPolicy(resolve_checkpoint(trained(policy)), scheduler=scheduler)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", SMALL)
 def test_a_loaded_policy_gives_the_same_chunks_and_its_loss_is_the_same(
     trained: Callable[[str], Path], policy: str, tmp_path: Path
 ) -> None:

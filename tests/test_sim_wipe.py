@@ -111,11 +111,10 @@ def test_a_control_step_is_made_of_fast_periods_and_loses_no_sample() -> None:
             parts.finish()
         for name, value in step.observation.items():
             assert np.array_equal(value, observation[name])
-        felt = np.concatenate([instant.wrench for instant in instants])
+        felt = np.concatenate([instant.readings["wrench"] for instant in instants])
         assert felt.shape == (FAST_STEPS * FORCE_STEPS, 6)
         assert np.array_equal(felt.astype(np.float32), observation["wrench"])
         assert [instant.time_ns for instant in instants] == [(i * 50 + (k + 1) * 10) * 10**6 for k in range(5)]
-        assert np.array_equal(instants[-1].tool.astype(np.float32), observation["state"][:3])
 
 
 def test_the_board_moves_after_the_share_that_calls_for_it_and_only_in_perturbed() -> None:

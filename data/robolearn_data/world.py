@@ -6,12 +6,13 @@ importing each other or a simulator.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from robolearn_data.schema import Observation, Schema
+from robolearn_data.schema import Observation, Schema, UserError
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,81 @@ class World(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class FastWorldError(UserError):
+    """A slow-fast policy acts inside the control steps of a world, and this one cannot be asked for that."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instant:
+    """What is known at the end of a fast period, inside a control step."""
+
+    time_ns: int
+    """Since the episode's begin."""
+    readings: Mapping[str, np.ndarray]
+    """The samples of fast sensors in this period, oldest first: stream -> (samples, components)."""
+
+
+@runtime_checkable
+class FastWorld(World, Protocol):
+    """A world whose control steps can be taken in fast periods, for whoever reacts inside them.
+
+    ``step(action)`` is ``fast_steps`` calls of ``advance``, whose targets lead from ``commanded`` to the action in
+    equal parts, and ``finish``. A stream of fast readings is observed as (n, components): the n samples of the control
+    period that ends now, oldest first, of which each fast period has ``n / fast_steps``.
+    """
+
+    fast_steps: int
+    """Fast periods in a control step."""
+    commanded: np.ndarray
+    """(A,): where the last fast period was told to lead, in the units of the action."""
+
+    def advance(self, target: np.ndarray) -> Instant:
+        """One fast period, told to lead to ``target`` (A,).
+
+        Raises:
+            SchemaError: wrong shape, NaN or infinity.
+            UserError: the control step is over, and ``finish`` must come first.
+        """
+        ...
+
+    def finish(self) -> Step:
+        """What the control step led to. Raises UserError: it is not over."""
+        ...
+
+
+def fast_world(world: World, fast_steps: int) -> FastWorld:
+    """``world``, known to take its control steps in ``fast_steps`` fast periods.
+
+    Raises:
+        FastWorldError: it does not.
+    """
+    if not isinstance(world, FastWorld):
+        raise FastWorldError(
+            f"the policy acts {fast_steps} times in a control step, which the world {world.spec.name!r} does not "
+            "allow; take a world with force and fast periods, such as wipe"
+        )
+    if world.fast_steps != fast_steps:
+        raise FastWorldError(
+            f"the policy acts {fast_steps} times in a control step, the world {world.spec.name!r} has "
+            f"{world.fast_steps} fast periods; train with --policy.tokenizer.fast-hz "
+            f"{world.fast_steps * world.spec.schema.rate_hz:g}"
+        )
+    return world
+
+
+def way_of(world: FastWorld, action: np.ndarray) -> np.ndarray:
+    """How far ``action`` leads in a control period that begins now, (A,) float64."""
+    way = np.asarray(action, np.float64) - world.commanded
+    relative = list(world.spec.schema.stream("action").relative)
+    way[relative] = action[relative]
+    return way
+
+
+def action_since(world: FastWorld, before: np.ndarray) -> np.ndarray:
+    """The action that leads from ``before``, which was ``commanded`` a control step ago, to where it is now, (A,)."""
+    action = world.commanded.copy()
+    relative = list(world.spec.schema.stream("action").relative)
+    action[relative] -= before[relative]
+    return action

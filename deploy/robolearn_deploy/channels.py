@@ -60,8 +60,8 @@ class Channels:
     said: Ring
 
     @classmethod
-    def create(cls, schema: Schema, action: Stream, horizon: int) -> Channels:
-        """The rings for a world of ``schema`` and chunks of ``horizon`` actions."""
+    def create(cls, schema: Schema, action: Stream, horizon: int, *, chunk: Stream | None = None) -> Channels:
+        """The rings for a world of ``schema`` and chunks of ``horizon`` actions; or of as many values of ``chunk``."""
         deep = max(64, round(LOG_SECONDS * schema.rate_hz))
         observation = observation_fields(schema)
         said = next(iter(schema.of_kind("text").values()), INSTRUCTION)
@@ -69,7 +69,7 @@ class Channels:
         with ExitStack() as stack:
             rings = cls(
                 observations=stack.enter_context(Ring.create(observation, max(16, min(deep, LOG_BYTES // size)))),
-                chunks=stack.enter_context(Ring.create(chunk_fields(action, horizon), deep)),
+                chunks=stack.enter_context(Ring.create(chunk_fields(chunk or action, horizon), deep)),
                 ticks=stack.enter_context(Ring.create(tick_fields(action), deep)),
                 commands=stack.enter_context(Ring.create(COMMAND_FIELDS, 16)),
                 said=stack.enter_context(Ring.create({"text": (said.dtype, said.shape)}, 16)),

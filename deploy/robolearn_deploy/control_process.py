@@ -11,7 +11,7 @@ import gc
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from robolearn_deploy.plan import Planned, PlanTiming
 from robolearn_deploy.schedulers import find
 from robolearn_deploy.ticker import Tick, Ticker
 from robolearn_deploy.worker import Rendezvous
+from robolearn_deploy.world_fast import FastHandles, FastSteps
 from robolearn_deploy.world_takeover import PeopleHandles, TakeOver
 from robolearn_hardware.clock import now_ns, period_ns
 
@@ -45,6 +46,8 @@ class ControlOptions:
     """What the policy is told, whether the world says it or a person."""
     people: PeopleHandles | None = None
     """Those who may take over."""
+    fast: FastHandles | None = None
+    """The fast half of a slow-fast policy, which then says what is done."""
 
 
 def control_process(
@@ -59,18 +62,26 @@ def control_process(
             rendezvous()
             with ExitStack() as stack:
                 people = TakeOver(stack, options.people, world) if options.people else None
+                refusals = Refusals()
+                fast = FastSteps(stack, options.fast, world, refusals) if options.fast else None
                 told = InstructedWorld(world, options.texts, channels.instruction, understood=False)
-                _Control(told, channels, options, people).run()
+                _Control(told, channels, options, refusals, people, fast).run()
         finally:
             world.close()
 
 
 class _Control:
     def __init__(
-        self, world: InstructedWorld, channels: Channels, options: ControlOptions, people: TakeOver | None = None
+        self,
+        world: InstructedWorld,
+        channels: Channels,
+        options: ControlOptions,
+        refusals: Refusals,
+        people: TakeOver | None = None,
+        fast: FastSteps | None = None,
     ) -> None:
         self._world = world
-        self._people = people
+        self._people, self._fast = people, fast
         self._channels = channels
         self._options = options
         self._stopped = channels.stop_check()
@@ -78,8 +89,8 @@ class _Control:
         self._observed = tuple(world.spec.schema.of_kind(*OBSERVED))
         self._text = next(iter(world.spec.schema.of_kind("text")), None)
         self._said = b""
-        self._refusals = Refusals()
-        self._plan = find(options.scheduler).plan(self._refusals, options.timing)
+        self._refusals = refusals
+        self._plan = fast.plan if fast else find(options.scheduler).plan(refusals, options.timing)
         self._next_chunk = 0
 
     def run(self) -> None:
@@ -98,7 +109,10 @@ class _Control:
                 gc.enable()
 
     def _episode(self, episode: int, observation: Observation) -> None:
-        self._plan.begin(episode)
+        if self._fast is None:
+            self._plan.begin(episode)
+        else:
+            self._fast.begin(episode, observation)
         if self._people is not None:
             self._people.begin()
         period = period_ns(self._world.spec.schema.rate_hz)
@@ -115,13 +129,23 @@ class _Control:
                 self._show(tick, state, episode, observation, sent, planned)
                 continue
             sent = requested.astype(self._action.dtype)
-            began_ns = now_ns()
-            step = self._world.step(sent)
-            self._log(tick, episode, index, state, planned, requested, sent, step, now_ns() - began_ns)
+            step, made, took_ns = self._step(tick, sent, state)
+            if made is not None and state is ControlState.RUNNING:
+                requested = sent = made.astype(self._action.dtype)
+            self._log(tick, episode, index, state, planned, requested, sent, step, took_ns)
             self._show(tick, state, episode, step.observation, sent, planned)
             if step.done:
                 return
             observation = step.observation
+
+    def _step(self, tick: Tick, action: np.ndarray, state: ControlState) -> tuple[Step, np.ndarray | None, int]:
+        """What a control step led to, the action that a fast half made of it, and the time (ns) it took the world."""
+        if self._fast is not None:
+            step, made, took_ns = self._fast.step(tick.due_ns, action, follow=state is ControlState.RUNNING)
+            return replace(step, observation=self._world.told(step.observation)), made, took_ns
+        began_ns = now_ns()
+        step = self._world.step(action)
+        return step, None, now_ns() - began_ns
 
     def _choose(
         self, tick: Tick, observation: Observation, sent: np.ndarray | None
@@ -156,6 +180,8 @@ class _Control:
             self._people.show(tick, state, episode, observation, action, planned, refused, until_ns)
 
     def _observe(self, tick: Tick, episode: int, observation: Observation) -> int:
+        if self._fast is not None:
+            self._fast.felt(tick.due_ns)
         streams = {stream_field(name): observation[name] for name in self._observed}
         if self._text is not None and (said := observation[self._text].tobytes()) != self._said:
             self._said = said
@@ -163,6 +189,9 @@ class _Control:
         return self._channels.observations.publish({"capture_ns": tick.due_ns, "episode": episode, **streams})
 
     def _receive(self, at_ns: int) -> None:
+        if self._fast is not None:
+            self._fast.receive(at_ns)
+            return
         for index, record in self._channels.chunks.since(self._next_chunk):
             self._next_chunk = index + 1
             if record["final"]:
@@ -181,6 +210,10 @@ class _Control:
         step_ns: int = 0,
     ) -> None:
         nothing = np.zeros(self._action.shape, self._action.dtype)
+        chunk, capture_ns = -1, 0
+        if planned is not None:
+            slow = (planned.chunk.sequence, planned.chunk.capture_ns)
+            chunk, capture_ns = self._fast.slow(planned) if self._fast else slow
         self._channels.ticks.publish(
             {
                 "episode": episode,
@@ -189,8 +222,8 @@ class _Control:
                 "woke_ns": tick.woke_ns,
                 "missed": tick.missed,
                 "state": state,
-                "chunk": planned.chunk.sequence if planned else -1,
-                "chunk_capture_ns": planned.chunk.capture_ns if planned else 0,
+                "chunk": chunk,
+                "chunk_capture_ns": capture_ns,
                 "requested": nothing if requested is None else requested,
                 "sent": nothing if sent is None else sent,
                 "step_ns": step_ns,

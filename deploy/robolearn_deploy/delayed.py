@@ -23,6 +23,7 @@ from torch import Tensor
 
 from robolearn.policies.noise import chunk_generator
 from robolearn.policies.policy import Policy
+from robolearn.policies.reactive.driver import FastDriver
 from robolearn.policies.spec import PolicySpec
 from robolearn_data.schema import Observation, UserError
 from robolearn_data.world import World
@@ -109,13 +110,16 @@ class _Ask:
 
 
 def _episode(
-    world: World, spec: PolicySpec, scheduler: Scheduler, delays: Delays, seed: int, least: int
+    world: World, policy: Policy, scheduler: Scheduler, delays: Delays, seed: int, least: int
 ) -> Generator[_Ask, np.ndarray, DelayedEpisode]:
-    """One episode: asks for chunks (Tp, A) when they take over, and returns how it went.
+    """One episode: asks for chunks (Tp, A) when they take over, and returns how it went. Those of a slow-fast policy
+    are latents (Tp, W), of which its fast half makes actions without delay.
 
     Args:
         least: control steps between the observations of two chunks (s_min).
     """
+    spec = policy.spec
+    fast = FastDriver(policy, world) if spec.fast else None
     period = period_ns(spec.rate_hz)
     plan = scheduler.plan(Refusals(), PlanTiming(period, spec.start, least))
     plan.begin(0)
@@ -126,6 +130,8 @@ def _episode(
         window.add(before)  # as if the robot had been running for a while
     smoothness = Smoothness(spec.action, spec.rate_hz)
     observation = world.reset(seed)
+    if fast:
+        fast.begin(observation)
     history: deque[Observation] = deque([observation] * spec.obs_horizon, maxlen=spec.obs_horizon)
     memory: dict[str, object] = {}
     pending: _Ask | None = None
@@ -158,7 +164,8 @@ def _episode(
                 chunk = Chunk(number, 0, captured * period, times, actions, int(times[-1]) + period)
                 plan.offer(chunk, now)
                 commitment.follow(chunk, now)
-                smoothness.chunk(actions[spec.start :])
+                if fast is None:
+                    smoothness.chunk(actions[spec.start :])
                 if number:
                     window.add(arrives - captured)
                 number += 1
@@ -169,9 +176,12 @@ def _episode(
             assert sent is not None  # the first chunk has been waited for
             action = hold_action(sent, spec.action.relative)
             held += 1
+            outcome = world.step(action)
+        elif fast:
+            outcome, action = fast.step(planned.chunk.sequence, planned.chunk.actions, planned.index)
         else:
             action = planned.action
-        outcome = world.step(action)
+            outcome = world.step(action)
         commitment.did(now, action)
         smoothness.sent(action, planned.chunk.sequence if planned else None)
         sent = action
@@ -244,7 +254,7 @@ def rollout_delayed(
             return world
 
         def begin(world: World) -> tuple[World, Generator[_Ask, np.ndarray, DelayedEpisode], _Ask]:
-            episode = _episode(world, spec, scheduler, delays, waiting.popleft(), least)
+            episode = _episode(world, policy, scheduler, delays, waiting.popleft(), least)
             return world, episode, next(episode)
 
         running = [begin(world) for world in [open_world() for _ in range(min(worlds, len(waiting)))]]

@@ -183,6 +183,11 @@ def replayed(
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Replay:
     """Ask any policy. Raises as ``dry_run``."""
+    if policy.spec.fast:
+        raise UserError(
+            "a dry run compares actions, and those of a slow-fast policy depend on the force that they meet; run it in "
+            "a world: --world wipe"
+        )
     policy.spec.check_fits(data.schema, f"dataset {data.location}")
     episode, step = questions(data, policy.spec, inferences)
     replay = Replay(data, policy.spec, episode)

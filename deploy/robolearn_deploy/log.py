@@ -79,12 +79,16 @@ def recording_schema(schema: Schema) -> Schema:
 class Log:
     """Follows the ticks of a run. ``drain`` must be called more often than every ``channels.LOG_SECONDS``."""
 
-    def __init__(self, channels: Channels, schema: Schema, seed: int, writer: DatasetWriter | None) -> None:
+    def __init__(
+        self, channels: Channels, schema: Schema, seed: int, writer: DatasetWriter | None, *, latent: bool = False
+    ) -> None:
+        """``latent``: chunks hold no actions, but what a fast half makes actions of."""
         self.measured = Measurements()
         self._channels = channels
         self._schema = schema
         self._seed = seed
         self._writer = writer
+        self._latent = latent
         self._next_tick = self._next_chunk = 0
         self._episode = -1
         self._last_used = self._last_arrived = -1
@@ -171,7 +175,8 @@ class Log:
         if chunk in self._coming:
             expected, actions = self._coming[chunk]
             m.later_than_expected += steps > expected
-            self._smoothness.chunk(actions)
+            if not self._latent:
+                self._smoothness.chunk(actions)
         self._coming = {sequence: value for sequence, value in self._coming.items() if sequence > chunk}
 
     def _record(self, writer: DatasetWriter, tick: np.void) -> None:

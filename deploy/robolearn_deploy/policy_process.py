@@ -150,7 +150,7 @@ class Thinking:
         except (TimeoutError, ConnectionError):
             # The next request may be answered; until then the plan goes on, and the robot holds when it has expired.
             self._next_capture_ns = now_ns()
-            nothing = np.zeros((0, *spec.action.shape), np.float32)
+            nothing = np.zeros((0, *spec.chunk.shape), np.float32)
             self._publish(Chunk(request.sequence, self._episode, capture_ns, times_ns[:0], nothing, 0), **begun)
 
     def _publish(self, chunk: Chunk, **begun: int) -> None:

@@ -37,7 +37,7 @@ def open_devices(
         DeviceError: one cannot be opened, as its driver says, or not in time.
         SpecError: policy and rig do not fit.
     """
-    observed = policy.observation if policy else {}
+    observed = {**policy.observation, **(policy.fast.observation if policy.fast else {})} if policy else {}
     record = options.out is not None
     felt = {n: c for n, c in rig.force_sensors.items() if record or f"wrench_{n}" in observed}
     rig = dataclasses.replace(rig, force_sensors=felt)

@@ -32,6 +32,7 @@ def fast_process(
 ) -> None:
     attached = {name: Ring.attach(handle) for name, handle in streams.items()}
     rings = FastRings(Ring.attach(chunks), Ring.attach(short), attached)
+    policy.start()
     rendezvous()
     run_fast(policy, rings, stop_check(Ring.attach(session)))
 

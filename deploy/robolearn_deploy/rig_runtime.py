@@ -32,7 +32,7 @@ from robolearn_deploy.collect_ring import COLLECT_FIELDS
 from robolearn_deploy.dashboard.access import address, listen
 from robolearn_deploy.dashboard.rings import NOTE_FIELDS, PROGRESS_FIELDS, PageArm, Phase, RigRings, units_of
 from robolearn_deploy.dashboard.server import run_page
-from robolearn_deploy.fast import STEPS
+from robolearn_deploy.fast import STEPS, short_fields
 from robolearn_deploy.inference import Inference
 from robolearn_deploy.instructions import InstructionCheck
 from robolearn_deploy.operator import BEAT_FIELDS, COMMAND_FIELDS, Command, Commands, Operator, beat
@@ -161,8 +161,8 @@ class RigRun:
 
         layout, action = servo.layout, servo.layout.action()
         horizon = thinker.spec.horizon if thinker else 1
-        self.chunks = ring(chunk_fields(action, horizon), 256)
-        self.short = ring(chunk_fields(action, STEPS), 256) if options.fast else None
+        self.chunks = ring(chunk_fields(thinker.spec.chunk if thinker else action, horizon), 256)
+        self.short = ring(short_fields(action), 256) if options.fast else None
         self.ticks = ring(tick_fields(len(layout.names)), deep)
         self.steps = ring(step_fields(schema), max(64, round(SLOTS_S * schema.rate_hz)))
         self.session = ring(SESSION_FIELDS, 4)
@@ -224,7 +224,8 @@ class RigRun:
             thinking = PolicyOptions(thinker.spec, options.scheduler, thinker.execute)
             self.workers["policy"] = Worker("policy", policy_process, attach, thinker.make, thinking)
         if self.short is not None:
-            fast = (options.fast, self.chunks.handle, self.short.handle, handles, self.session.handle)
+            sensed = {**handles, **measured}
+            fast = (options.fast, self.chunks.handle, self.short.handle, sensed, self.session.handle)
             self.workers["fast policy"] = Worker("fast policy", fast_process, *fast)
         for name, one in self.forces.items():
             sensor = name.removeprefix("wrench_")

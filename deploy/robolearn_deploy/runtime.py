@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from robolearn.policies.spec import PolicySpec
+from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.dataset import DatasetError
 from robolearn_data.instructed import with_texts
 from robolearn_data.world import World, WorldSpec
@@ -26,6 +26,7 @@ from robolearn_deploy.channels import Channels
 from robolearn_deploy.chunks import ControlState
 from robolearn_deploy.control_process import ControlOptions, control_process
 from robolearn_deploy.dashboard.rings import Phase
+from robolearn_deploy.fast import FastPolicy
 from robolearn_deploy.inference import Inference
 from robolearn_deploy.instructions import Check, InstructionCheck, accept
 from robolearn_deploy.log import Log, Measurements, recording_schema
@@ -37,7 +38,9 @@ from robolearn_deploy.schedulers import find
 from robolearn_deploy.senses import WorldSenses
 from robolearn_deploy.starting import START_S, Starting
 from robolearn_deploy.worker import Worker, wait_ready
+from robolearn_deploy.world_fast import FastHandles, fast_world_process
 from robolearn_hardware.clock import period_ns
+from robolearn_hardware.ring import RingHandle
 
 if TYPE_CHECKING:
     from robolearn_deploy.world_people import People, PeopleOptions
@@ -68,6 +71,8 @@ class RunOptions:
     """Components of the action that are changes per control period, see ``chunks.hold_action``."""
     people: PeopleOptions | None = None
     """Who may take over."""
+    fast: FastPolicy | None = None
+    """The fast half of a slow-fast policy. It can be pickled."""
     out: Path | None = None
     """Record a dataset here."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +131,7 @@ def run(
         world, policy: picklable, called in their own processes; what they make has to have the specs given.
 
     Raises:
-        SpecError: policy and world do not fit.
+        SpecError: policy and world do not fit, or one half of a slow-fast policy is missing.
         UserError: the instruction is too long.
         StartError: a process failed before the run began.
         DatasetError, OSError: the recording cannot be written; the processes are ended, saved episodes are whole.
@@ -136,6 +141,8 @@ def run(
     texts = {name: s for name, s in policy_spec.observation.items() if s.kind == "text"}
     schema = with_texts(world_spec, texts).schema
     policy_spec.check_fits(schema, f"the world {world_spec.name!r}")
+    if (policy_spec.fast is None) != (options.fast is None):
+        raise SpecError("a slow-fast policy needs both its halves, and another one has no fast half")
     execute = find(options.scheduler).execute_steps(policy_spec, options.replan_steps)
     if options.out is not None and options.out.exists():
         raise DatasetError(f"{options.out} exists; choose another path for the recording")
@@ -143,7 +150,10 @@ def run(
     check(options.instruction)
     with ExitStack() as stack:
         stop_asked = stack.enter_context(signals_noted())
-        channels = stack.enter_context(Channels.create(schema, policy_spec.action, policy_spec.horizon))
+        channels = stack.enter_context(
+            Channels.create(schema, policy_spec.action, policy_spec.horizon, chunk=policy_spec.chunk)
+        )
+        fast = FastHandles.create(stack, policy_spec, policy_spec.fast) if policy_spec.fast else None
         workers: list[Worker] = []
         stack.callback(_end, channels, workers)  # before the rings are closed, whatever happens
 
@@ -152,7 +162,8 @@ def run(
         thinker = Worker("policy", policy_process, attach, policy, thinking)
         workers.append(thinker)
         timing = PlanTiming(period_ns(policy_spec.rate_hz), policy_spec.start, execute)
-        people = _people(stack, world_spec, options, channels, check) if options.people else None
+        chunks = fast.short if fast else channels.chunks.handle
+        people = _people(stack, world_spec, options, chunks, check) if options.people else None
         acting = ControlOptions(
             world_spec,
             options.seed,
@@ -162,7 +173,11 @@ def run(
             timing,
             texts,
             people.handles if people else None,
+            fast,
         )
+        if fast:
+            quick = (options.fast, channels.handles, fast)
+            workers.append(Worker("fast policy", fast_world_process, *quick))
         actor = Worker("control", control_process, channels.handles, world, acting)
         workers.append(actor)
 
@@ -178,7 +193,7 @@ def run(
         if options.out is not None:
             made = DatasetWriter.create(options.out, recording_schema(schema), metadata=options.metadata)
             writer = stack.enter_context(made)
-        log = Log(channels, schema, options.seed, writer)
+        log = Log(channels, schema, options.seed, writer, latent=fast is not None)
         if options.instruction:
             channels.instruct(options.instruction)
         for worker in workers:
@@ -236,14 +251,14 @@ def _watch(
         time.sleep(POLL_S)
 
 
-def _people(stack: ExitStack, spec: WorldSpec, options: RunOptions, channels: Channels, check: Check) -> People:
+def _people(stack: ExitStack, spec: WorldSpec, options: RunOptions, chunks: RingHandle, check: Check) -> People:
     from robolearn_deploy.world_people import People
 
     who = options.people
     assert who is not None
     if who.page is not None:
         who = replace(who, page=replace(who.page, check_instruction=check))
-    return People(stack, spec, who, chunks=channels.chunks.handle, dataset=options.out)
+    return People(stack, spec, who, chunks=chunks, dataset=options.out)
 
 
 def _hear(people: People, channels: Channels, log: Log, watcher: Watcher) -> bool:

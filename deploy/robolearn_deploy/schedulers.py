@@ -84,6 +84,8 @@ def check_policy(scheduler: Scheduler, config: PolicyConfig) -> None:
 def _lacks(scheduler: Scheduler, config: PolicyConfig) -> str:
     """Why a policy cannot be used, "" where it can."""
     objective = config.objective
+    if config.tokenizer is not None and scheduler.name != "naive":
+        return "the chunks of a slow-fast policy are latents, which are replaced and never averaged or steered"
     match scheduler.needs:
         case "noise" if objective.kind == "regression":
             return "the policy predicts the same chunk whatever the noise, so that none can be steered or chosen"

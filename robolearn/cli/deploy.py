@@ -18,6 +18,7 @@ from robolearn_data.schema import UserError
 
 if TYPE_CHECKING:
     from robolearn.policies.spec import PolicySpec
+    from robolearn_deploy.fast import FastPolicy
     from robolearn_deploy.inference import Inference
     from robolearn_deploy.instructions import Check
 
@@ -42,7 +43,7 @@ class Deploy:
     rig: Path | None = None
     """A rig file (hardware/rigs; those that end in _twin need no robot)."""
     world: str | None = None
-    """Or a simulated world, as of `robolearn eval`: pusht, lift, so101_tabletop, so101_language, ..."""
+    """Or a simulated world, as of `robolearn eval`: pusht, lift, so101_tabletop, so101_language, wipe, ..."""
     seconds: float = 30.0
     """How long."""
     episodes: int | None = None
@@ -166,6 +167,8 @@ class PolicySource:
     """Where it comes from, for the records."""
     check: Check
     """Of what it is told."""
+    fast: FastPolicy | None = None
+    """The fast half of a slow-fast policy."""
 
 
 def local_policy(options: Deploy) -> PolicySource:
@@ -173,6 +176,7 @@ def local_policy(options: Deploy) -> PolicySource:
     from robolearn.policies.checkpoint import load_instruction_limit, load_spec, resolve_checkpoint
     from robolearn_deploy.instructions import accept
     from robolearn_deploy.local_policy import LocalPolicy
+    from robolearn_deploy.reactive import ReactiveFast
 
     assert options.checkpoint is not None
     checkpoint, scheduler = resolve_checkpoint(options.checkpoint), options.scheduler or "naive"
@@ -190,7 +194,12 @@ def local_policy(options: Deploy) -> PolicySource:
         cores=options.cores,
     )
     return PolicySource(
-        make, spec, scheduler, {"checkpoint": str(checkpoint)}, load_instruction_limit(checkpoint) or accept
+        make,
+        spec,
+        scheduler,
+        {"checkpoint": str(checkpoint)},
+        load_instruction_limit(checkpoint) or accept,
+        ReactiveFast(checkpoint, spec) if spec.fast else None,
     )
 
 

@@ -54,6 +54,7 @@ def run_on_rig(options: Deploy, path: Path, source: PolicySource) -> RigReport:
         reset_s=options.reset_s,
         teleoperators=_pairs(rig, options.teleop),
         servo=servo,
+        fast=source.fast,
         out=options.out,
         page=page_options(options) if options.page else None,
         metadata={"source": "robolearn deploy", **source.named},

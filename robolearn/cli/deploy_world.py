@@ -51,6 +51,7 @@ def run_in_world(options: Deploy, world_name: str, source: PolicySource) -> Repo
             check_instruction=source.check,
             relative=world.schema.stream("action").relative,
             people=people,
+            fast=source.fast,
             out=options.out,
             metadata={"source": "robolearn deploy", "world": world_name, **source.named},
         )

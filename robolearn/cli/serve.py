@@ -75,7 +75,7 @@ class Serve:
 def run(options: Serve) -> int:
     """Serve a checkpoint to robots over the network."""
     _check(options)
-    from robolearn.policies.checkpoint import load_instruction_limit, resolve_checkpoint
+    from robolearn.policies.checkpoint import load_instruction_limit, load_spec, resolve_checkpoint
     from robolearn_deploy.instructions import accept
     from robolearn_deploy.wire.certificates import machine_addresses
     from robolearn_deploy.wire.security import fingerprint, is_loopback, make_token, read_token, server_tls
@@ -84,6 +84,10 @@ def run(options: Serve) -> int:
     logging.basicConfig(level=logging.WARNING, format="robolearn: %(message)s")
     logging.getLogger("websockets").setLevel(logging.ERROR)
     checkpoint = resolve_checkpoint(options.checkpoint)
+    if load_spec(checkpoint).fast:
+        raise UserError(
+            "a slow-fast policy runs where the force is felt, and is not served: give it to `robolearn deploy`"
+        )
     names = ("--tls-cert", "--tls-key", "--self-signed")
     files = tls_files(options.tls_cert, options.tls_key, make=options.self_signed, host=options.host, names=names)
     tls = server_tls(*files) if files else None

@@ -30,6 +30,10 @@ class Options:
 
     With several GPUs or processes: torchrun --nproc-per-node 2 -m robolearn.cli.main train ..., or the same with
     `accelerate launch --num_processes 2`.
+
+    --policy reactive trains in two stages, one after the other: a tokenizer for --policy.tokenizer.steps, which turns
+    chunks into latents and makes actions of them again while it feels the force (--feel wrench), then for --steps the
+    diffusion that predicts latents.
     """
 
     datasets: tyro.conf.Positional[
@@ -40,9 +44,9 @@ class Options:
     """Run folder."""
     policy: PolicyName = "flow"
     """Flow matching, denoising diffusion, one-step flow (MeanFlow), ACT's conditional VAE, plain regression, the chunk
-    of the nearest training window, or a vision-language-action policy (flow matching; it reads pictures, states and the
-    instruction). With --preset or --config it changes the objective alone, so that all else is equal; nearest and vla
-    have a trunk of their own."""
+    of the nearest training window, a vision-language-action policy (flow matching; it reads pictures, states and the
+    instruction), or a slow-fast one that reacts to force between its chunks (reactive). With --preset or --config it
+    changes the objective alone, so that all else is equal; nearest and vla have a trunk of their own."""
     trunk: Literal["unet1d", "transformer", "nearest", "vla"] = "unet1d"
     """Network that predicts the chunk."""
     backbone: str = ""
@@ -142,6 +146,8 @@ def run(options: Options) -> None:
     if options.workers < 0:
         raise UsageError(f"--workers {options.workers} must not be negative")
     make_world = None
+    if options.world and options.train.latent:
+        raise UsageError("latent actions move nothing in a world: leave --world out until robot actions are trained")
     if options.world:
         from robolearn_sim.worlds import make_world as make
         from robolearn_sim.worlds import world_spec

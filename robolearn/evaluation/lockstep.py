@@ -1,6 +1,7 @@
 """Runs one policy in many worlds of one process, so that inference is batched.
 
-Shapes: B worlds, To observations, Tp actions of a chunk, Ta executed ones, A components of an action.
+Shapes: B worlds, To observations, Tp actions of a chunk, Ta executed ones, A components of an action, W numbers of a
+slow-fast policy's latent.
 
 One round infers a chunk for every world in a single batch, and then every world carries out its Ta actions. A world
 whose episode ends begins the next one and waits for the next round, so that the batch stays full to the end.
@@ -20,9 +21,9 @@ from torch import Tensor
 from robolearn.evaluation.results import EpisodeResult
 from robolearn.policies.noise import chunk_generator
 from robolearn.policies.policy import Policy
-from robolearn.policies.spec import PolicySpec
+from robolearn.policies.reactive.driver import FastDriver
 from robolearn_data.schema import Observation
-from robolearn_data.world import World
+from robolearn_data.world import Step, World
 
 WorldFactory = Callable[[], World]
 """Makes a fresh world. Must be picklable where worlds run in other processes."""
@@ -53,20 +54,25 @@ def one_thread() -> Iterator[None]:
 class Episode:
     """One world in the middle of one episode, under receding-horizon control."""
 
-    def __init__(self, world: World, spec: PolicySpec, seed: int) -> None:
+    def __init__(self, world: World, policy: Policy, seed: int) -> None:
+        """Raises FastWorldError: a slow-fast policy cannot act in this world."""
+        spec = policy.spec
         self._world, self._spec = world, spec
+        self._fast = FastDriver(policy, world) if spec.fast else None
         self.seed, self.replan = seed, 0
         self._score, self._length, self._success_step = 0.0, 0, None
         first = world.reset(seed)
+        if self._fast:
+            self._fast.begin(first)
         self.history: deque[Observation] = deque([first] * spec.obs_horizon, maxlen=spec.obs_horizon)
 
-    def carry_out(self, actions: np.ndarray) -> EpisodeResult | None:
-        """Take the steps of ``actions`` (Ta, A); the episode's result when it is over."""
+    def carry_out(self, chunk: np.ndarray) -> EpisodeResult | None:
+        """Take the next Ta steps of ``chunk`` (Tp, A); the episode's result when it is over."""
         self.replan += 1
-        if not np.isfinite(actions).all():
+        if not np.isfinite(chunk).all():
             return self._result(non_finite=True)
-        for action in actions:
-            step = self._world.step(action)
+        for index in range(self._spec.start, self._spec.start + self._spec.action_horizon):
+            step = self._step(chunk, index)
             self.history.append(step.observation)
             self._length += 1
             self._score = max(self._score, float(step.score))
@@ -76,13 +82,16 @@ class Episode:
                 return self._result()
         return None
 
+    def _step(self, chunk: np.ndarray, index: int) -> Step:
+        return self._fast.step(self.replan, chunk, index)[0] if self._fast else self._world.step(chunk[index])
+
     def _result(self, *, non_finite: bool = False) -> EpisodeResult:
         solved = None if non_finite else self._success_step
         return EpisodeResult(self.seed, self._score, solved is not None, self._length, solved, non_finite)
 
 
 def infer(policy: Policy, episodes: Sequence[Episode], *, steps: int | None) -> np.ndarray:
-    """The next actions to carry out of every episode, (B, Ta, A) in physical units."""
+    """A chunk for every episode, (B, Tp, A) in physical units (of a slow-fast policy its latent, (B, Tp, W))."""
     spec = policy.spec
     observation: dict[str, Tensor] = {}
     for name in spec.observation:
@@ -92,7 +101,7 @@ def infer(policy: Policy, episodes: Sequence[Episode], *, steps: int | None) -> 
     noise = torch.cat([policy.noise(1, chunk_generator(e.seed, e.replan)) for e in episodes])  # (B, Tp, A)
     with torch.no_grad():
         chunk = policy.sample(policy.encode(observation), noise=noise, steps=steps)  # (B, Tp, A)
-    return chunk[:, spec.start : spec.start + spec.action_horizon].float().cpu().numpy()
+    return chunk.float().cpu().numpy()
 
 
 def rollout(
@@ -116,16 +125,16 @@ def rollout(
             return world
 
         lanes = [open_world() for _ in range(min(worlds, len(waiting)))]
-        running = [(world, Episode(world, policy.spec, waiting.popleft())) for world in lanes]
+        running = [(world, Episode(world, policy, waiting.popleft())) for world in lanes]
         while running:
-            actions = infer(policy, [episode for _, episode in running], steps=steps)
+            chunks = infer(policy, [episode for _, episode in running], steps=steps)
             still = []
-            for (world, episode), plan in zip(running, actions, strict=True):
-                result = episode.carry_out(plan)
+            for (world, episode), chunk in zip(running, chunks, strict=True):
+                result = episode.carry_out(chunk)
                 if result is None:
                     still.append((world, episode))
                     continue
                 yield result
                 if waiting:
-                    still.append((world, Episode(world, policy.spec, waiting.popleft())))
+                    still.append((world, Episode(world, policy, waiting.popleft())))
             running = still

@@ -96,7 +96,7 @@ def measure_latency(
 
     Three calls warm up and do not count. A slow sampler stops after ``budget_s``, but not before 10 calls.
     """
-    episode = Episode(world, policy.spec, seed)
+    episode = Episode(world, policy, seed)
     with one_thread():
         for _ in range(3):
             infer(policy, [episode], steps=steps)

@@ -13,7 +13,7 @@ from robolearn.evaluation.lockstep import rollout as lockstep_rollout
 from robolearn.evaluation.results import EpisodeResult
 from robolearn.policies.policy import Policy
 from robolearn_data.schema import Observation
-from robolearn_data.world import Step, World
+from robolearn_data.world import FastWorld, Instant, Step, World
 
 SHORTEST_SIDE_PX = 256
 """Smaller pictures are enlarged by a whole number, so that a person can see them."""
@@ -66,6 +66,26 @@ class _FilmedWorld:
         self._world.close()
 
 
+class _FilmedFastWorld(_FilmedWorld):
+    """The same of a ``FastWorld``."""
+
+    def __init__(self, world: FastWorld) -> None:
+        super().__init__(world)
+        self._fast, self.fast_steps = world, world.fast_steps
+
+    @property
+    def commanded(self) -> np.ndarray:
+        return self._fast.commanded
+
+    def advance(self, target: np.ndarray) -> Instant:
+        return self._fast.advance(target)
+
+    def finish(self) -> Step:
+        step = self._fast.finish()
+        self.frames.append(self._world.render())
+        return step
+
+
 def film(
     policy: Policy,
     make_world: WorldFactory,
@@ -79,7 +99,8 @@ def film(
 
     Close to its run in a batch but not always equal: rounding differs with the batch, see ``lockstep.rollout``.
     """
-    world = _FilmedWorld(make_world())
+    made = make_world()
+    world = _FilmedFastWorld(made) if isinstance(made, FastWorld) else _FilmedWorld(made)
     with one_thread():
         (result,) = rollout(policy, lambda: world, [seed], worlds=1, steps=steps)
     frames = world.frames + world.frames[-1:] * round(world.spec.schema.rate_hz)  # Hold the end for a second.

@@ -17,6 +17,7 @@ from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
+from robolearn.policies.reactive.config import TokenizerConfig
 from robolearn.policies.trunks.nearest import NearestConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
@@ -45,9 +46,11 @@ class PolicyConfig:
     normalisation: Normalisation = "min-max"
     learn_padding: bool = False
     """Count the repeated actions beyond an episode's end in the loss (right for absolute targets: hold the last)."""
+    tokenizer: TokenizerConfig | None = None
+    """Of a slow-fast policy: what the slow half predicts is a latent, of which the fast half makes actions."""
 
 
-PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "nearest", "vla"]
+PolicyName = Literal["flow", "diffusion", "meanflow", "act", "regression", "nearest", "vla", "reactive"]
 
 POLICIES: dict[str, Callable[[], PolicyConfig]] = {
     "flow": lambda: PolicyConfig(objective=FlowConfig()),
@@ -63,6 +66,9 @@ POLICIES: dict[str, Callable[[], PolicyConfig]] = {
     "regression": lambda: PolicyConfig(objective=RegressionConfig()),
     "vla": lambda: PolicyConfig(FlowConfig(time="beta"), VlaConfig(), obs_horizon=1, normalisation="quantile"),
     "nearest": lambda: PolicyConfig(RegressionConfig(), NearestConfig()),
+    "reactive": lambda: PolicyConfig(
+        DiffusionConfig(), horizon=16, action_horizon=12, learn_padding=True, tokenizer=TokenizerConfig()
+    ),
 }
 """`--policy NAME` -> its configuration, which further options change."""
 
@@ -73,12 +79,15 @@ def with_policy(config: PolicyConfig, policy: PolicyName) -> PolicyConfig:
     other = POLICIES[policy]()
     names = {policy, policy_name(config)}
     swaps = len(names) == 2 and bool(names & {"nearest", "vla"})
-    return replace(config, objective=other.objective, trunk=other.trunk if swaps else config.trunk)
+    trunk = other.trunk if swaps else config.trunk
+    return replace(config, objective=other.objective, trunk=trunk, tokenizer=other.tokenizer)
 
 
 def policy_name(config: PolicyConfig) -> PolicyName:
     """The name in ``POLICIES`` that ``config`` comes from."""
     objective = config.objective
+    if config.tokenizer is not None:
+        return "reactive"
     if isinstance(config.trunk, NearestConfig | VlaConfig):
         return config.trunk.kind
     return "act" if isinstance(objective, RegressionConfig) and objective.latent else objective.kind

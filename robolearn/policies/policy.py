@@ -22,6 +22,8 @@ from robolearn.policies.objectives.diffusion import Diffusion, DiffusionConfig
 from robolearn.policies.objectives.flow import Flow, FlowConfig
 from robolearn.policies.objectives.meanflow import MeanFlow, MeanFlowConfig
 from robolearn.policies.objectives.regression import Regression, RegressionConfig
+from robolearn.policies.reactive.config import ReactiveError
+from robolearn.policies.reactive.tokenizer import Tokenizer
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn.policies.trunks.nearest import Nearest, NearestConfig
 from robolearn.policies.trunks.transformer import Transformer
@@ -80,6 +82,12 @@ class Policy(nn.Module):
         elif config.condition_drop:
             self.condition = Condition(tokens, width)
         self._goal: dict[str, Tensor] | None = None
+        self.tokenizer = None if config.tokenizer is None else Tokenizer(spec, statistics, config.tokenizer)
+        if self.tokenizer is not None:
+            _check_reactive(spec, config)
+        self.chunk_shape = self.tokenizer.shape if self.tokenizer else (spec.horizon, spec.action.size)
+        """(T, A) of what the trunk predicts: the actions of a chunk, or the tokens of a slow-fast policy's latent."""
+        length, numbers = self.chunk_shape
         prefix, block = config.objective.prefix, config.objective.streaming
         if min(prefix, block) < 0 or prefix + max(block, 1) > spec.horizon:
             raise SpecError(
@@ -93,12 +101,12 @@ class Policy(nn.Module):
             )
         if config.trunk.kind == "nearest":
             _check_nearest(spec, config)
-        self.objective = OBJECTIVES[config.objective.kind](config.objective, spec.horizon, spec.action.size)
+        self.objective = OBJECTIVES[config.objective.kind](config.objective, length, numbers)
         spans = self.objective.spans
         if isinstance(config.trunk, VlaConfig) and isinstance(self.encoder, PrefixEncoder):
             self.trunk: nn.Module = ActionExpert(spec.action.size, self.encoder.shape, config.trunk, spans=spans)
         else:
-            self.trunk = TRUNKS[config.trunk.kind](spec.action.size, tokens, width, config.trunk, spans=spans)
+            self.trunk = TRUNKS[config.trunk.kind](numbers, tokens, width, config.trunk, spans=spans)
         self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
         if isinstance(config.trunk, VlaConfig) and config.trunk.start_from and assets is None:
             load_start(self, Path(config.trunk.start_from))
@@ -109,14 +117,16 @@ class Policy(nn.Module):
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
         """The random numbers of one training step on ``batch`` windows (on the CPU: the same on every device)."""
-        draws = self.objective.draw(batch, (self.spec.horizon, self.spec.action.size), generator)
+        draws = self.objective.draw(batch, self.chunk_shape, generator)
+        if self.tokenizer is not None:
+            draws["token_noise"] = torch.randn(batch, *self.chunk_shape, generator=generator)
         if self.condition:
             draws["drop"] = torch.rand(batch, 1, generator=generator) < self.config.condition_drop
         return draws
 
     def noise(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise (B, T, A) from which ``sample`` starts."""
-        return torch.randn(batch, self.spec.horizon, self.spec.action.size, generator=generator).to(self.device)
+        return torch.randn(batch, *self.chunk_shape, generator=generator).to(self.device)
 
     def forward(self, batch: Batch, draws: Draws | None = None, weight: Tensor | None = None) -> Losses:
         """``loss``, under the name that torch's parallel wrappers call."""
@@ -125,7 +135,8 @@ class Policy(nn.Module):
     def loss(self, batch: Batch, *, draws: Draws | None = None, weight: Tensor | None = None) -> Losses:
         """The objective's terms, meant over the actions of each window that are not padding.
 
-        Actions that the draws give clean (time 1) do not count either.
+        Actions that the draws give clean (time 1) do not count either. Of a slow-fast policy they are the tokenizer's
+        until it is settled, then those of the slow half.
 
         Args:
             draws: the random numbers to use; fresh ones by default.
@@ -133,20 +144,29 @@ class Policy(nn.Module):
         """
         draws = self.draw(len(batch.action)) if draws is None else draws
         draws = {name: value.to(self.device) for name, value in draws.items()}
-        learned_BT = draws["time"] < 1  # what is given clean is not learned
-        if not self.config.learn_padding:
-            learned_BT = learned_BT & ~batch.is_pad
-        learned_BT = learned_BT.float().expand(batch.is_pad.shape)
-        context = self.encode(batch.observation)
-        if self.condition:
-            context = self.condition.dropped(context, draws["drop"])
-        network = self.network(context)
-        terms = self.objective.losses(network, self.action(batch.action), draws)
+        known_BT = torch.ones_like(batch.is_pad) if self.config.learn_padding else ~batch.is_pad
+        if self.tokenizer is not None and not self.tokenizer.settled:
+            terms, learned_BT = self.tokenizer.losses(self.action(batch.action), batch.observation, draws), known_BT
+        else:
+            terms, learned_BT = self._chunk_losses(batch, known_BT, draws)
+        learned_BT = learned_BT.float()
         for name, term in terms.items():
             if term.ndim == 2:
                 term = (term * learned_BT).sum(1) / learned_BT.sum(1).clamp(min=1)
             terms[name] = term if weight is None else term * weight
         return Losses(terms)
+
+    def _chunk_losses(self, batch: Batch, known_BT: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective's terms, and which of the T things it predicts are learned, bool (B, T)."""
+        chunk = self.action(batch.action)
+        if self.tokenizer is not None:
+            chunk = self.tokenizer.latent(chunk)
+            known_BT = known_BT.unflatten(1, (len(chunk[0]), -1)).any(-1)
+        learned_BT = known_BT & (draws["time"] < 1)  # what is given clean is not learned
+        context = self.encode(batch.observation)
+        if self.condition:
+            context = self.condition.dropped(context, draws["drop"])
+        return self.objective.losses(self.network(context), chunk, draws), learned_BT
 
     def encode(self, observation: Mapping[str, Tensor]) -> Context:
         """Stream -> (B, O, *stream.shape), physical units; images 0..255; and the goal, see goals.py.
@@ -206,6 +226,8 @@ class Policy(nn.Module):
     ) -> Tensor:
         """A chunk (B, T, A) in physical units, deterministic given ``noise`` (B, T, A).
 
+        Of a slow-fast policy it is (B, T, W), the latent, for the fast half; ``noise`` is (B, *chunk_shape).
+
         Args:
             steps: denoising steps; the configuration's by default.
             prior: known actions, and the method by which they steer the others.
@@ -214,8 +236,13 @@ class Policy(nn.Module):
             PriorError: the policy was not trained for this prior.
         """
         noise = self.noise(len(context)) if noise is None else noise
+        if self.tokenizer is not None and not self.tokenizer.settled:
+            raise ReactiveError("the slow half of this policy has not been trained yet: train on with --resume")
         if prior is None:
-            return self.action.inverse(self.objective.sample(lambda x, t: self.denoise(x, t, context), noise, steps))
+            chunk = self.objective.sample(lambda x, t: self.denoise(x, t, context), noise, steps)
+            return self.tokenizer.rows(chunk) if self.tokenizer else self.action.inverse(chunk)
+        if self.tokenizer is not None:
+            raise PriorError("the chunks of a slow-fast policy are latents, which no known actions can steer")
 
         prior = replace(prior, beta=min(prior.beta, self.objective.steps(steps)))
         known = self.action(prior.action.to(noise))
@@ -255,6 +282,14 @@ def _check_nearest(spec: PolicySpec, config: PolicyConfig) -> None:
     if not isinstance(config.objective, RegressionConfig) or config.objective.latent or spec.goal:
         raise SpecError(
             "the trunk nearest takes no goal, and the objective regression without a latent: --policy nearest"
+        )
+
+
+def _check_reactive(spec: PolicySpec, config: PolicyConfig) -> None:
+    if isinstance(config.trunk, VlaConfig | NearestConfig) or config.objective.prefix or config.objective.streaming:
+        raise SpecError(
+            "a slow-fast policy has a trunk unet1d or transformer, and an objective without prefix and streaming: its "
+            "chunks are latents"
         )
 
 

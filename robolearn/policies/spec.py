@@ -14,6 +14,18 @@ class SpecError(UserError):
 
 
 @dataclass(frozen=True)
+class FastSpec:
+    """The fast half of a slow-fast policy: what it reads, and how often it acts. See policies/reactive."""
+
+    observation: Mapping[str, Stream]
+    """What it reads, all of it numbers: (F,) at a rate of its own, or (n, F): n readings in each control period."""
+    ticks: int
+    """How often it acts in a control period (K)."""
+    latent: int
+    """Numbers of the slow half's chunk for each control step (W), which it makes actions of."""
+
+
+@dataclass(frozen=True)
 class PolicySpec:
     """Observation and action streams, horizons in control steps, and the rate they are meant for.
 
@@ -34,6 +46,8 @@ class PolicySpec:
     """Streams whose value at the goal the policy is told; empty: it has no goal. See goals.py."""
     goal_components: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """As ``components``, of the goal."""
+    fast: FastSpec | None = None
+    """The fast half, of a policy that has one."""
 
     def __post_init__(self) -> None:
         if self.obs_horizon < 1 or self.action_horizon < 1:
@@ -56,13 +70,24 @@ class PolicySpec:
         """Index in the chunk of the first action to be executed: ``obs_horizon - 1``."""
         return self.obs_horizon - 1
 
+    @property
+    def chunk(self) -> Stream:
+        """What a chunk has for each control step: an action; of a slow-fast policy a part of the latent, (W,)."""
+        return self.action if self.fast is None else Stream((self.fast.latent,), kind="info")
+
     def check_fits(self, schema: Schema, where: str) -> None:
         """Check that ``schema`` (of a dataset or a world) offers what this policy needs.
 
         Raises:
             SpecError: a stream is missing or has another shape, or the control rate differs.
         """
-        for name, mine in {**self.observation, "action": self.action}.items():
+        if self.action.unit == "latent":
+            raise SpecError(
+                "the policy predicts latent actions, which move nothing: train it on episodes with robot actions "
+                "first, `robolearn train DATASET --start-from RUN`"
+            )
+        fast = self.fast.observation if self.fast else {}
+        for name, mine in {**self.observation, **fast, "action": self.action}.items():
             if name not in schema.streams:
                 raise SpecError(
                     f"the policy needs the stream {name!r}, which {where} does not have; "
@@ -93,7 +118,12 @@ class PolicySpec:
             "action_horizon": self.action_horizon,
             "components": {name: list(indices) for name, indices in self.components.items()},
             **(goal if self.goal else {}),
+            **({"fast": self._fast_json(self.fast)} if self.fast else {}),
         }
+
+    def _fast_json(self, fast: FastSpec) -> dict[str, Any]:
+        streams = Schema(self.rate_hz, fast.observation).to_json()["streams"]
+        return {"streams": streams, "ticks": fast.ticks, "latent": fast.latent}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PolicySpec:
@@ -105,6 +135,10 @@ class PolicySpec:
                 for key in ("components", "goal_components")
             )
             goal = Schema.from_json({"rate_hz": rest["rate_hz"], "streams": rest.pop("goal", {})}).streams
+            fast = rest.pop("fast", None)
+            if fast is not None:
+                read = Schema.from_json({"rate_hz": rest["rate_hz"], "streams": fast["streams"]}).streams
+                fast = FastSpec(read, int(fast["ticks"]), int(fast["latent"]))
             schema = Schema.from_json(rest)
             streams = dict(schema.streams)
             action = streams.pop("action")
@@ -117,5 +151,6 @@ class PolicySpec:
             components=components,
             goal=goal,
             goal_components=goal_components,
+            fast=fast,
             **horizons,
         )

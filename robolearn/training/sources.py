@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robolearn.policies.reactive.config import fast_spec
 from robolearn.policies.spec import PolicySpec
 from robolearn.policies.vla.config import VlaConfig
 from robolearn.training.config import ConfigError, TrainConfig
@@ -66,7 +67,11 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     default = everything if isinstance(config.policy.trunk, VlaConfig) else tuple(schema.of_kind("state"))
     observation, components = _chosen("--observe", config.observe or default, schema, texts)
     goal, goal_components = _chosen("--goal", config.goal, schema, {})
-    policy = config.policy
+    policy, fast = config.policy, None
+    if policy.tokenizer is not None:
+        fast = fast_spec(_felt(config.feel, schema), schema.rate_hz, policy.horizon, policy.tokenizer)
+    elif config.feel:
+        raise ConfigError("--feel names what the fast half of a slow-fast policy reads: add --policy reactive")
     spec = PolicySpec(
         observation=observation,
         action=schema.streams["action"],
@@ -77,6 +82,7 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
         components=components,
         goal=goal,
         goal_components=goal_components,
+        fast=fast,
     )
     if "instruction" in spec.observation:
         for source in sources:
@@ -85,6 +91,17 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     for source in sources[1:]:
         _check_agrees(source.dataset, spec, sources[0].dataset.location)
     return spec
+
+
+def _felt(names: Sequence[str], schema: Schema) -> dict[str, Stream]:
+    """What the fast half of a slow-fast policy reads."""
+    states = schema.of_kind("state")
+    chosen = names or [name for name in states if name.startswith("wrench")]
+    unknown = [name for name in chosen if name not in states]
+    if unknown or not chosen:
+        what = f"--feel {unknown[0]}: not a stream of kind state" if unknown else "no stream 'wrench' to react to"
+        raise ConfigError(f"{what}; name one with --feel: {', '.join(states)}")
+    return {name: states[name] for name in chosen}
 
 
 def _chosen(
@@ -118,9 +135,14 @@ def _chosen(
 
 def statistics_for(sources: Sequence[Source], spec: PolicySpec) -> dict[str, StreamStatistics]:
     """Of the action and of what is observed, over the episodes that all datasets train on."""
-    streams = {**spec.observation, **spec.goal, "action": spec.action}
+    streams = streams_of(spec)
     numeric = [name for name, stream in streams.items() if stream.kind not in ("image", "text")]
     return joint_statistics([(source.dataset, source.train) for source in sources], numeric)
+
+
+def streams_of(spec: PolicySpec) -> dict[str, Stream]:
+    """All that is read of a dataset."""
+    return {**spec.observation, **(spec.fast.observation if spec.fast else {}), **spec.goal, "action": spec.action}
 
 
 def fingerprint(sources: Sequence[Source]) -> str:
@@ -134,7 +156,7 @@ def _check_agrees(dataset: Dataset, spec: PolicySpec, first: Location) -> None:
     rate_hz = dataset.schema.rate_hz
     if abs(rate_hz - spec.rate_hz) > 1e-6 * spec.rate_hz:
         raise ConfigError(f"{here} has a control rate of {rate_hz:g} Hz, {first} one of {spec.rate_hz:g} Hz; {hint}")
-    for name, ours in {**spec.observation, **spec.goal, "action": spec.action}.items():
+    for name, ours in streams_of(spec).items():
         theirs = dataset.schema.streams.get(name)
         if name == "instruction" and ours.kind == "text" and theirs is None:
             continue  # its tasks are read; see instructions.py

@@ -75,10 +75,10 @@ def _metaworld(task: str = "reach-v3") -> Expert:
     return MetaWorldExpert(task)
 
 
-def _wipe() -> Expert:
+def _wipe(*, relative: bool = False) -> Expert:
     from robolearn_sim.wipe_expert import WipeExpert
 
-    return WipeExpert()
+    return WipeExpert(relative=relative)
 
 
 EXPERTS: dict[str, Callable[..., Expert]] = {
@@ -92,7 +92,7 @@ EXPERTS: dict[str, Callable[..., Expert]] = {
     "metaworld": _metaworld,
     "wipe": _wipe,
 }
-"""World name -> its expert. In a world with an option ``task``, it takes that too."""
+"""World name -> its expert. In a world with an option ``task`` or ``relative``, it takes that too."""
 
 
 def make_expert(world_name: str, *, task: str | None = None) -> Expert:
@@ -106,5 +106,5 @@ def make_expert(world_name: str, *, task: str | None = None) -> Expert:
     base = world_name.partition("/")[0]
     if base not in EXPERTS:
         raise WorldError(f"there is no scripted expert for the world {world_name!r}; valid: {', '.join(EXPERTS)}")
-    task = options_of(world_name).get("task") if task is None else task
-    return EXPERTS[base]() if task is None else EXPERTS[base](task)
+    options = {name: value for name, value in options_of(world_name).items() if name in ("task", "relative")}
+    return EXPERTS[base](**options if task is None else {**options, "task": task})

@@ -10,13 +10,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from robolearn_data.schema import Observation, Schema, Stream
-from robolearn_data.world import Step, WorldSpec
+from robolearn_data.world import Instant, Step, WorldSpec
 from robolearn_sim.camera import Camera
 from robolearn_sim.manipulation import rotation, rotation_vector
 from robolearn_sim.meshes import simplify_looks
@@ -69,49 +68,46 @@ WRENCH = Stream(
 rows of consecutive steps make up the signal at ``FORCE_HZ`` without a gap. The tool's weight is taken off."""
 ACTION = Stream((3,), kind="action", names=("x", "y", "z"), unit="m", frame="base")
 """Where the tip shall be at the end of the control period, were its spring relaxed."""
+RELATIVE = Stream((3,), kind="action", names=("dx", "dy", "dz"), unit="m", frame="base", relative=(0, 1, 2))
+"""With relative actions: how far it shall go from where the one before has led."""
 IMAGE = Stream((IMAGE_SIZE, IMAGE_SIZE, 3), "uint8", kind="image")
 
-VARIANTS: dict[str, dict[str, Any]] = {"calm": {}, "perturbed": {"perturbed": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "calm": {},
+    "perturbed": {"perturbed": True},
+    "calm-relative": {"relative": True},
+    "perturbed-relative": {"perturbed": True, "relative": True},
+}
 
 
-def spec(*, images: bool = False, max_steps: int = 200, perturbed: bool = False) -> WorldSpec:
+def spec(*, images: bool = False, max_steps: int = 200, perturbed: bool = False, relative: bool = False) -> WorldSpec:
     """What the world offers.
 
     Args:
         images: add the stream "side".
         perturbed: the board moves.
+        relative: an action is a change of the tip's place.
     """
     camera = {"side": IMAGE} if images else {}
-    return WorldSpec(
-        "wipe", Schema(CONTROL_HZ, {"state": STATE, "wrench": WRENCH, **camera, "action": ACTION}), max_steps
-    )
-
-
-@dataclass(frozen=True)
-class Instant:
-    """What is known at the end of a fast period, inside a control step."""
-
-    time_ns: int
-    """Since the episode's begin."""
-    tool: np.ndarray
-    """(3,) m, as in the state"""
-    wrench: np.ndarray
-    """(FORCE_STEPS, 6), oldest first"""
+    action = RELATIVE if relative else ACTION
+    streams = {"state": STATE, "wrench": WRENCH, **camera, "action": action}
+    return WorldSpec("wipe", Schema(CONTROL_HZ, streams), max_steps)
 
 
 class Wipe:
-    """The score is the share of wiped spots; solved when ``WIPED`` of them are."""
+    """A ``FastWorld``. The score is the share of wiped spots; solved when ``WIPED`` of them are."""
 
     fast_steps = FAST_STEPS
-    """Calls of ``advance`` in a control step."""
 
-    def __init__(self, *, images: bool = False, max_steps: int = 200, perturbed: bool = False) -> None:
+    def __init__(
+        self, *, images: bool = False, max_steps: int = 200, perturbed: bool = False, relative: bool = False
+    ) -> None:
         """Options as of ``spec``.
 
         Raises:
             WorldError: robosuite, which has the arm's model, is not installed.
         """
-        self.spec = spec(images=images, max_steps=max_steps, perturbed=perturbed)
+        self.spec = spec(images=images, max_steps=max_steps, perturbed=perturbed, relative=relative)
         for package in ("mujoco", "robosuite"):
             if importlib.util.find_spec(package) is None:
                 raise WorldError(
@@ -179,10 +175,11 @@ class Wipe:
         return self._observe()
 
     def step(self, action: np.ndarray) -> Step:
-        action = ACTION.check("action", action).astype(np.float64)
-        start = self.commanded
+        stream = self.spec.schema.stream("action")
+        action, start = stream.check("action", action).astype(np.float64), self.commanded
+        way = action if stream.relative else action - start
         for i in range(FAST_STEPS):
-            self.advance(start + (action - start) * (i + 1) / FAST_STEPS)
+            self.advance(start + way * (i + 1) / FAST_STEPS)
         return self.finish()
 
     def advance(self, target: np.ndarray) -> Instant:
@@ -218,7 +215,7 @@ class Wipe:
         self._wipe(float(felt[:, 2].mean()))
         felt += NOISE * self._noise.standard_normal(felt.shape)
         self._wrenches = np.concatenate([self._wrenches[FORCE_STEPS:], felt])
-        return Instant(self._time_steps * 10**9 // FORCE_HZ, data.site_xpos[self._tool].copy(), felt)
+        return Instant(self._time_steps * 10**9 // FORCE_HZ, {"wrench": felt.astype(np.float32)})
 
     def finish(self) -> Step:
         """What the control step led to.

@@ -19,6 +19,10 @@ class WipeExpert:
 
     noise_shape = np.array([0.01, 0.01, 0.005])
 
+    def __init__(self, *, relative: bool = False) -> None:
+        """``relative``: for the world with relative actions."""
+        self._relative = relative
+
     def reset(self, rng: np.random.Generator) -> None:
         self.touched = False
         """Whether the board has been felt."""
@@ -29,6 +33,13 @@ class WipeExpert:
         """In a control step."""
 
     def act(self, observation: Observation) -> np.ndarray:
+        tool = observation["state"][:3].astype(np.float64)
+        before = np.array([*tool[:2], tool[2] if self.height is None else self.height])
+        action = self._target(observation)
+        return action - before if self._relative else action
+
+    def _target(self, observation: Observation) -> np.ndarray:
+        """Where the tip shall be."""
         state = observation["state"].astype(np.float64)
         tool, following = state[:3], state[3:5]
         force = float(observation["wrench"][-5:, 2].mean())

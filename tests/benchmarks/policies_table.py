@@ -155,7 +155,7 @@ def speed(policy: Any, task: str, steps: int | None, calls: int = 50, budget_s: 
     world = make_world(task)
     chunks, trunks, counts = [], [], set()
     try:
-        episode = Episode(world, policy.spec, FIRST_SEED)
+        episode = Episode(world, policy, FIRST_SEED)
         with one_thread(), torch.inference_mode():
             for _ in range(3):
                 infer(policy, [episode], steps=steps)

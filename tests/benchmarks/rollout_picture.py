@@ -14,7 +14,7 @@ from PIL import Image
 
 from robolearn.evaluation.lockstep import Episode, infer
 from robolearn.policies.checkpoint import load_policy
-from robolearn_data.world import World
+from robolearn_data.world import Step, World
 from robolearn_sim.worlds import make_world
 
 MOMENTS, SIDE = 6, 200
@@ -24,14 +24,17 @@ PICTURE = Path(__file__).parents[2] / "sim" / "assets" / "rollout.png"
 def moments(checkpoint: str, world: World, seed: int) -> np.ndarray:
     """(SIDE, MOMENTS * SIDE, 3) uint8: an episode from its start to its end."""
     policy = load_policy(checkpoint)
-    episode = Episode(world, policy.spec, seed)
-    frames, over = [world.render()], None
-    while over is None:
-        for action in infer(policy, [episode], steps=None)[0]:
-            over = episode.carry_out(action[None])
-            frames.append(world.render())
-            if over:
-                break
+    episode = Episode(world, policy, seed)
+    frames, step = [world.render()], world.step
+
+    def filmed(action: np.ndarray) -> Step:
+        outcome = step(action)
+        frames.append(world.render())
+        return outcome
+
+    world.step = filmed
+    while episode.carry_out(infer(policy, [episode], steps=None)[0]) is None:
+        pass
     chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, MOMENTS).round().astype(int)]
     return np.hstack([np.asarray(Image.fromarray(f).resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for f in chosen])
 

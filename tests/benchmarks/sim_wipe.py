@@ -69,7 +69,7 @@ def fast_step(world: Wipe, expert: WipeExpert, action: np.ndarray, tremor: np.nd
         target = start + (action + tremor - start) * (k + 1) / FAST_STEPS
         if expert.touched and expert.height is not None:
             target[2] = expert.height + tremor[2]
-        felt = float(world.advance(target).wrench[:, 2].mean())
+        felt = float(world.advance(target).readings["wrench"][:, 2].mean())
         if felt > TOUCH_N and not expert.touched:
             expert.touched, expert.height = True, float(world.commanded[2])
         if expert.touched and expert.height is not None:
