@@ -116,7 +116,7 @@ def test_a_slow_fast_policy_acts_in_a_world_in_real_time_and_what_it_did_is_reco
     name, how = "wipe/calm-relative", {"max_steps": 30}
     make = functools.partial(make_world, name, **how)
     fast = ReactiveFast(tmp_path / "c", spec)
-    options = RunOptions(120.0, episodes=2, fast=fast, relative=(0, 1, 2), out=tmp_path / "run.zarr")
+    options = RunOptions(60.0, episodes=2, fast=fast, relative=(0, 1, 2), out=tmp_path / "run.zarr")
     report = run(make, world_spec(name, **how), functools.partial(LocalPolicy, tmp_path / "c"), spec, options)
     assert report.failure == ""
     dataset = Dataset.open(tmp_path / "run.zarr")
