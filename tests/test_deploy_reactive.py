@@ -20,7 +20,7 @@ from robolearn.policies.reactive.config import TokenizerConfig, fast_spec
 from robolearn.policies.reactive.decoder import FastDecoder
 from robolearn.policies.spec import PolicySpec, SpecError
 from robolearn_data.dataset import Dataset
-from robolearn_data.schema import Stream
+from robolearn_data.schema import Stream, UserError
 from robolearn_deploy.chunks import Chunk, ControlState, action_times_ns
 from robolearn_deploy.fast import STEPS, Felt, Readings
 from robolearn_deploy.local_policy import LocalPolicy
@@ -116,7 +116,7 @@ def test_a_slow_fast_policy_acts_in_a_world_in_real_time_and_what_it_did_is_reco
     name, how = "wipe/calm-relative", {"max_steps": 30}
     make = functools.partial(make_world, name, **how)
     fast = ReactiveFast(tmp_path / "c", spec)
-    options = RunOptions(120.0, episodes=2, fast=fast, relative=(0, 1, 2), out=tmp_path / "run.zarr")
+    options = RunOptions(60.0, episodes=2, fast=fast, relative=(0, 1, 2), out=tmp_path / "run.zarr")
     report = run(make, world_spec(name, **how), functools.partial(LocalPolicy, tmp_path / "c"), spec, options)
     assert report.failure == ""
     dataset = Dataset.open(tmp_path / "run.zarr")
@@ -132,6 +132,27 @@ def test_a_slow_fast_policy_acts_in_a_world_in_real_time_and_what_it_did_is_reco
     assert (np.diff(chunks[chunks >= 0]) >= 0).all(), "the slow half's"
     with pytest.raises(SpecError, match="both its halves"):
         run(make, world_spec(name, **how), functools.partial(LocalPolicy, tmp_path / "c"), spec, RunOptions(1.0))
+
+
+class Dying(ReactiveFast):
+    """Comes to an end as soon as it is asked."""
+
+    def act(self, chunk: Chunk, felt: Felt, times_ns: np.ndarray) -> np.ndarray | None:
+        raise UserError("the readings make no sense")
+
+
+@pytest.mark.slow
+def test_a_fast_half_that_dies_ends_the_run_and_the_report_says_why(tmp_path: Path) -> None:
+    pytest.importorskip("mujoco")
+    pytest.importorskip("robosuite")
+    from robolearn_sim.worlds import make_world, world_spec
+
+    spec = wipe_checkpoint(tmp_path / "c")
+    name = "wipe/calm-relative"
+    options = RunOptions(120.0, fast=Dying(tmp_path / "c", spec), relative=(0, 1, 2))
+    make, policy = functools.partial(make_world, name), functools.partial(LocalPolicy, tmp_path / "c")
+    report = run(make, world_spec(name), policy, spec, options)
+    assert report.failure == "the fast policy process failed: the readings make no sense"
 
 
 @pytest.mark.slow
@@ -200,7 +221,7 @@ def test_the_command_line_collects_trains_evaluates_and_deploys(
     assert json.loads((tmp_path / "report.json").read_text())["failure"] == ""
     capsys.readouterr()
     for words, said in (
-        (["eval", out, "--world", "lift", *how], "needs the stream 'wrench'"),
+        (["eval", out, "--world", "lift", *how], "stream 'state' has shape (13,) in world lift"),
         (["eval", out, "--world", world, *how, "--scheduler", "rtc"], "this policy can have: naive"),
         (["serve", out, "--port", "0"], "is not served"),
         (["train", data, "--feel", "wrench", "--out", str(tmp_path / "no")], "add --policy reactive"),

@@ -304,6 +304,16 @@ def test_an_arm_that_loses_its_cable_stops_the_robot_and_comes_back_on_resume(ro
         assert running(bench.until(running, feed=sine))
 
 
+def test_a_motor_that_protects_itself_stops_the_robot_which_says_which_motor_and_why(root: Path) -> None:
+    with with_twins(load_rig(root / "hardware/rigs/so101_twin.yaml")) as (rig, twins), servo_bench(rig) as bench:
+        sine = Sine(bench, amplitude=0.1)
+        bench.until(running, feed=sine)
+        twins["follower"].fault(hot=(3,))
+        bench.until(lambda t: t["condition"] == Condition.FAULT, feed=sine)
+        tick = bench.until(state_is(State.STOPPED), feed=sine)
+        assert b"the arm reports: fault (motor 4 (wrist_flex): over-temperature)" in tick["cause"]
+
+
 def _orphan(folder: Path, told: Any) -> None:
     with servo_bench(simulated_rig(folder)) as bench:
         sine = Sine(bench)

@@ -7,6 +7,7 @@ runs in a process of its own; when it stalls, its last short chunk expires, as w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -182,6 +183,6 @@ class _Forces:
         found = {}
         for name, ring in self._rings.items():
             records, self._next[name] = ring.drain(self._next[name])
-            values = records["value"].reshape(len(records), -1)
+            values = records["value"].reshape(len(records), math.prod(records["value"].shape[1:]))
             found[name] = Readings(records["capture_ns"].astype(np.int64), values)
         return found

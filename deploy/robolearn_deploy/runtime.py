@@ -11,7 +11,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,6 +161,7 @@ def run(
         attach = functools.partial(WorldSenses, channels.handles)
         thinker = Worker("policy", policy_process, attach, policy, thinking)
         workers.append(thinker)
+        thinkers = [thinker]
         timing = PlanTiming(period_ns(policy_spec.rate_hz), policy_spec.start, execute)
         chunks = fast.short if fast else channels.chunks.handle
         people = _people(stack, world_spec, options, chunks, check) if options.people else None
@@ -177,7 +178,8 @@ def run(
         )
         if fast:
             quick = (options.fast, channels.handles, fast)
-            workers.append(Worker("fast policy", fast_world_process, *quick))
+            thinkers.append(Worker("fast policy", fast_world_process, *quick))
+            workers.append(thinkers[-1])
         actor = Worker("control", control_process, channels.handles, world, acting)
         workers.append(actor)
 
@@ -218,17 +220,23 @@ def run(
                     watcher.message(f"the world says: {said}")
             return stop_asked() or (people is not None and _hear(people, channels, log, watcher))
 
-        failure = _watch(thinker, actor, log, options.seconds, over, watcher)
+        failure = _watch(thinkers, actor, log, options.seconds, over, watcher)
         _end(channels, workers)
         log.finish()
-        failure = failure or actor.failure() or thinker.failure()
+        failures = [failure, actor.failure(), *(thinker.failure() for thinker in thinkers)]
+        failure = next(filter(None, failures), "")
         return Report.of(log.measured, world_spec.name, schema.rate_hz, options.scheduler, failure)
 
 
 def _watch(
-    thinker: Worker, actor: Worker, log: Log, seconds: float, stop_asked: Callable[[], bool], watcher: Watcher
+    thinkers: Sequence[Worker],
+    actor: Worker,
+    log: Log,
+    seconds: float,
+    stop_asked: Callable[[], bool],
+    watcher: Watcher,
 ) -> str:
-    """Until the run is over. Returns why it failed, or an empty string."""
+    """Until the run is over. Returns why it failed, or an empty string. ``thinkers``: the policy, and its fast half."""
     began = time.monotonic()
     failure = ""
     holding_since = None
@@ -238,9 +246,10 @@ def _watch(
         watcher.progress(now - began, log.measured)
         if not actor.running or stop_asked() or now - began > seconds:
             return actor.failure() or failure
-        if not thinker.running:
+        gone = next((thinker for thinker in thinkers if not thinker.running), None)
+        if gone is not None:
             if not failure:
-                failure = thinker.failure() or "the policy process has ended"
+                failure = gone.failure() or f"the {gone.name} process has ended"
                 watcher.message(f"{failure}; the robot holds when its last chunk has expired")
             if log.measured.state is ControlState.RUNNING:
                 holding_since = None

@@ -43,11 +43,12 @@ FIRST_SEED, DELAY, LONG = 100_000, 2, 12
 DATA = "perturbed-relative.zarr"
 DEMONSTRATIONS, TOKENIZER_STEPS, STEPS = 200, 1500, 2500
 WORLDS = {"calm": "wipe/calm-relative", "perturbed": "wipe/perturbed-relative"}
+TOKENIZER = ["--policy.tokenizer.steps", str(TOKENIZER_STEPS), "--policy.tokenizer.kl", "1e-4"]
 SHARED = ["--policy.horizon", "16", "--policy.action-horizon", str(LONG), "--policy.trunk.widths", "32", "64", "128"]
 SHARED += ["--policy.learn-padding", "--pad-after", "14", "--optimiser.lr", "1e-3", "--optimiser.warmup", "200"]
 TRAINED = {
-    "reactive": ["--policy", "reactive", "--policy.tokenizer.steps", str(TOKENIZER_STEPS)],
-    "numb": ["--policy", "reactive", "--policy.tokenizer.steps", str(TOKENIZER_STEPS), "--policy.tokenizer.no-feels"],
+    "reactive": ["--policy", "reactive", *TOKENIZER],
+    "numb": ["--policy", "reactive", *TOKENIZER, "--policy.tokenizer.no-feels"],
     "diffusion": ["--policy", "diffusion"],
 }
 VARIANTS: dict[str, tuple[str, str, int]] = {
