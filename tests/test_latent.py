@@ -313,10 +313,10 @@ def test_pairs_that_were_not_recorded_count_nothing() -> None:
     frames = torch.randint(0, 256, (2, 2, SIDE, SIDE, 3), dtype=torch.uint8)
     batch = Batch({"img": frames}, torch.empty(2, 0, 0), torch.tensor([[False], [True]]))
     terms = model.loss(batch).terms
-    assert all(float(term[1]) == 0 for term in terms.values())
+    assert all(term[1].item() == 0 for term in terms.values())
     # Before training the forward model predicts no change.
     change = (frames[0, 1].double() - frames[0, 0].double()).div(127.5).square().mean()
-    assert float(terms["prediction"][0]) == pytest.approx(float(change) / 0.5, rel=1e-4)
+    assert terms["prediction"][0].item() == pytest.approx(float(change) / 0.5, rel=1e-4)
 
 
 def test_the_configuration_survives_yaml(tmp_path: Path) -> None:

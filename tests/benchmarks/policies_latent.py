@@ -36,7 +36,7 @@ from robolearn_data.schema import UserError
 SOURCE = Path("../shared/datasets/pusht_cchi_v7_replay.zarr")
 FIRST_SEED, LABELLED, EPISODES = 100_000, 10, 206
 VARIANTS = ("method", "control-few", "control-all", "control-untrained")
-LEARN, PRETRAIN, DECODE = 2_000, 2_500, 750
+LEARN, PRETRAIN, DECODE = 2_000, 2_500, 1_250
 POLICY = ["--observe", "img", "--policy.trunk.widths", "32", "64", "128", "--batch-size", "64", "--precision", "bf16"]
 POLICY += ["--optimiser.lr", "5e-4", "--optimiser.warmup", "100"]
 
