@@ -17,8 +17,10 @@ from test_collect_cli import Terminal
 from robolearn.cli.collect_world import TOOL_M_S
 from robolearn.cli.main import main
 from robolearn_data.dataset import Dataset
+from robolearn_data.schema import read_text
 from robolearn_deploy.world_collect import recorded_schema
 from robolearn_hardware.teleop.keyboard import KeyboardConfig
+from robolearn_sim.instructions import goal_of
 from robolearn_sim.worlds import world_spec
 
 
@@ -125,3 +127,11 @@ def test_a_leader_arm_is_mirrored_by_the_tabletop_s(tmp_path: Path) -> None:
     moved = np.ptp(rows["action"][:, :5], axis=0)
     assert moved.max() > 0.02
     assert np.abs(np.diff(rows["action"][:, :5], axis=0)).max() < 0.5, "and never jumps"
+
+
+@pytest.mark.slow
+def test_what_a_world_says_is_recorded_with_what_a_person_does(tmp_path: Path) -> None:
+    where = ("--world", "so101_language", "--teleop", "so101_leader:twin")
+    rows = demonstrated(tmp_path / "out.zarr", *where)
+    assert goal_of(read_text(rows["instruction"][0]))
+    assert len(np.unique(rows["instruction"], axis=0)) == 1

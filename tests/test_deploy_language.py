@@ -291,3 +291,20 @@ def test_a_check_of_streams_and_policy_names_the_first_that_is_too_small() -> No
     with contextlib.suppress(UserError):
         check("x" * 65)
         pytest.fail("it fits no stream")
+
+
+def test_eval_tells_the_world_too_and_refuses_what_neither_world_nor_policy_can_be_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = SmallConfig(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, text="words")
+    trunk = VlaConfig(backbone=backbone, width=32, mlp=48, max_text=6)
+    statistics = {name: replace(STATISTICS["state"], **_ones(6)) for name in ("state", "action")}
+    config = replace(POLICIES["vla"](), trunk=trunk, horizon=8, action_horizon=4)
+    save_policy(Policy(SPEC, statistics, config), tmp_path / "c")
+    words = ["eval", str(tmp_path / "c"), "--world", WORLD, "--episodes", "1", "--workers", "0", "--no-videos"]
+    words += ["--steps", "1", "--instruction"]
+    assert main([*words, "go to the red cube"]) == 0
+    assert main([*words, "sing"]) == 2
+    assert "'sing' is not understood; say for example" in " ".join(capsys.readouterr().err.split())
+    assert main([*words, "go to the red cube and the blue cube"]) == 2
+    assert "has 9 words, the policy takes 6" in " ".join(capsys.readouterr().err.split())

@@ -293,7 +293,7 @@ def test_an_arm_that_loses_its_cable_stops_the_robot_and_comes_back_on_resume(ro
         twins["follower"].fault(unplugged=True)
         tick = bench.until(lambda t: t["condition"] == Condition.DISCONNECTED, feed=sine)
         tick = bench.until(state_is(State.STOPPED), feed=sine)
-        assert b"disconnected" in tick["cause"]
+        assert b"disconnected (follower: " in tick["cause"], "and what the driver said"
         twins["follower"].fault()
         time.sleep(0.5)
         for _ in range(10):  # the port may need a moment
@@ -302,6 +302,16 @@ def test_an_arm_that_loses_its_cable_stops_the_robot_and_comes_back_on_resume(ro
                 bench.until(running, seconds=3, feed=sine)
                 break
         assert running(bench.until(running, feed=sine))
+
+
+def test_a_motor_that_protects_itself_stops_the_robot_which_says_which_motor_and_why(root: Path) -> None:
+    with with_twins(load_rig(root / "hardware/rigs/so101_twin.yaml")) as (rig, twins), servo_bench(rig) as bench:
+        sine = Sine(bench, amplitude=0.1)
+        bench.until(running, feed=sine)
+        twins["follower"].fault(hot=(3,))
+        bench.until(lambda t: t["condition"] == Condition.FAULT, feed=sine)
+        tick = bench.until(state_is(State.STOPPED), feed=sine)
+        assert b"the arm reports: fault (motor 4 (wrist_flex): over-temperature)" in tick["cause"]
 
 
 def _orphan(folder: Path, told: Any) -> None:

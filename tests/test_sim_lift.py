@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +119,19 @@ other.close()
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@needs_robosuite
+def test_a_closed_world_leaves_no_simulation_in_memory_and_may_be_closed_twice() -> None:
+    other: Any = make_world("lift")
+    gc.disable()  # what refers to itself would stay until it runs
+    try:
+        parts = [weakref.ref(part) for part in (other._env, other._env.sim, other._env.robots[0])]
+        other.close()
+        other.close()
+        assert [part() for part in parts] == [other._env, None, None]
+    finally:
+        gc.enable()
 
 
 @needs_robosuite

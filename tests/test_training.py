@@ -601,7 +601,7 @@ def test_configuration_survives_yaml_and_refuses_what_it_does_not_know(tmp_path:
         path.write_text(dump_config(settings))
         assert load_config(path) == settings
     for text, message in (
-        ("stepz: 3", "unknown key stepz; valid: policy, optimiser"),
+        ("stepz: 3", "unknown key stepz; valid: optimiser, weights"),
         ("policy: {trunk: {kind: unet1d, width: 3}}", "unknown key policy.trunk.width"),
         ("policy: {trunk: {kind: resnet}}", "unet1d"),
         ("steps: many", "steps"),

@@ -69,8 +69,6 @@ class DrivenArm:
         self.limited = self.sent = self.requested.copy()
         self.verdict, self.reason = Verdict.OK, Reason.NONE
         self.person = False
-        self.fault = ""
-        """What its driver said when the arm was lost; empty while it is there."""
         self._actions: deque[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = deque(
             maxlen=2 + math.ceil(latency_ns * rate_hz / SECOND_NS)
         )  # (when it takes effect, requested, limited, sent), oldest first
@@ -105,7 +103,6 @@ class DrivenArm:
         """An arm that is gone is DISCONNECTED and stays where it was last."""
         try:
             self.state = self.arm.state()
-            self.fault = ""
         except DeviceGoneError as error:
             self._gone(error)
         except DeviceError:  # no answer in time: it may answer the next time
@@ -113,8 +110,8 @@ class DrivenArm:
 
     def _gone(self, error: DeviceGoneError) -> None:
         """From then on the driver says only that it is not connected."""
-        self.fault = self.fault or str(error)
-        self.state = dataclasses.replace(self.state, condition=Condition.DISCONNECTED)
+        if self.state.condition is not Condition.DISCONNECTED:
+            self.state = dataclasses.replace(self.state, condition=Condition.DISCONNECTED, fault=str(error))
 
     def near(self, at_ns: int) -> bool:
         return self.trajectory.distance(at_ns, self.sent) <= self._options.near_rad

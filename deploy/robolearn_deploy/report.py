@@ -12,6 +12,8 @@ from robolearn_deploy.chunks import ControlState, Refusals
 from robolearn_deploy.log import Measurements
 from robolearn_hardware.clock import SECOND_NS
 
+TOO_LATE = "warning   most chunks came too late: --engine openvino, fewer --steps or a smaller policy are quicker"
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -144,7 +146,7 @@ class Report:
         if self.missed * 10 > self.ticks:
             lines.append("warning   this machine did not keep up: the world fell behind the clock")
         if self.chunks_refused["late"] > self.chunks_used:
-            lines.append("warning   most chunks had expired on arrival: give fewer --steps or a smaller policy")
+            lines.append(TOO_LATE)
         return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from robolearn_deploy.limiter import Reason, Verdict
 from robolearn_deploy.realtime import Realtime
-from robolearn_deploy.report import Spread
+from robolearn_deploy.report import TOO_LATE, Spread
 from robolearn_deploy.stall import State
 from robolearn_hardware.ring import Ring
 
@@ -175,4 +175,8 @@ class RigReport:
         ]
         if self.lost_ticks:
             lines.append(f"warning   {self.lost_ticks} ticks were lost to these figures")
+        if self.missed * 10 > self.ticks:
+            lines.append("warning   this machine did not keep up: close what else uses the processor")
+        if self.chunks_refused > self.chunks_used:
+            lines.append(TOO_LATE)
         return "\n".join(lines)

@@ -204,7 +204,7 @@ class _Servo:
             near=self._stall.state in (State.RUNNING, State.HOLDING) or all(one.near(at_ns) for one in self._arms),
             at_rest=self._at_rest() or (self._resetting and self._stall.state is State.STOPPED),
             condition=self._condition(),
-            fault=next((one.fault for one in self._arms if one.fault), ""),
+            fault=next((one.state.fault for one in self._arms if one.state.fault), ""),
             beats_ns=beats,
             e_stop=self._e_stop,
             command=asked,

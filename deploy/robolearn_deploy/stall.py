@@ -111,7 +111,7 @@ class Inputs(NamedTuple):
     """The button is pressed."""
     command: Command = Command.NONE
     fault: str = ""
-    """What the driver of an arm that is disconnected says, in words."""
+    """Why the arm has stopped, in words, where its driver knows."""
 
 
 class Order(NamedTuple):

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -139,5 +140,6 @@ def _child(target: Callable[..., None], pipe: Connection, args: tuple[Any, ...])
             pipe.send(("failed", " ".join(text.split())))
     sys.stdout.flush()
     sys.stderr.flush()
+    util._run_finalizers(0)  # pyright: ignore[reportAttributeAccessIssue]  # libraries' locks, which would be said to have leaked
     # Everything is closed; what large libraries do at an interpreter's end takes seconds and sometimes aborts.
     os._exit(code)

@@ -20,6 +20,7 @@ import numpy as np
 from robolearn_data.schema import Observation, SchemaError
 from robolearn_data.world import Step, World, WorldSpec
 from robolearn_deploy import realtime
+from robolearn_deploy.channels import OBSERVED
 from robolearn_deploy.operator import Command
 from robolearn_deploy.stall import Command as Asked
 from robolearn_deploy.stall import Inputs, StallContract, State, Watch
@@ -165,7 +166,7 @@ class _DrivenWorld:
         self._last = self._world.step(action)
         self._observation = self._last.observation
         self._score = max(self._score, self._last.score)
-        streams = {name: before[name] for name in self._world.spec.schema.of_kind("state", "image", "points")}
+        streams = {name: before[name] for name in self._world.spec.schema.of_kind(*OBSERVED)}
         time_ns = self._first_ns + self._count * self._period
         self._steps.publish({"time_ns": time_ns, **streams, "action": action, "action_sent": action})
         self._count += 1

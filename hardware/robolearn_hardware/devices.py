@@ -138,6 +138,8 @@ class ArmState:
     """(6,) force (N) and torque (N m) at the tool centre point, in the base frame; None where it has no such sensor."""
     temperatures: np.ndarray | None = None
     """(J,) deg C, as last read; None where they are not read."""
+    fault: str = ""
+    """Why it has stopped, in words, where its driver knows."""
 
 
 class Arm(Protocol):

@@ -15,6 +15,7 @@ from robolearn_data.schema import UserError
 COMMANDS = {
     "collect": "record demonstrations into a dataset",
     "train": "train a policy from a dataset",
+    "latent": "actions found in video, to train policies where few actions are known",
     "eval": "run a checkpoint in simulation and count successes",
     "deploy": "run a policy in real time, on a robot or in a simulated world",
     "serve": "a checkpoint for robots on a network",

@@ -146,6 +146,8 @@ def run(options: Options) -> None:
     if options.workers < 0:
         raise UsageError(f"--workers {options.workers} must not be negative")
     make_world = None
+    if options.world and options.train.latent:
+        raise UsageError("latent actions move nothing in a world: leave --world out until robot actions are trained")
     if options.world:
         from robolearn_sim.worlds import make_world as make
         from robolearn_sim.worlds import world_spec

@@ -98,6 +98,9 @@ class Batch:
     is_pad: Tensor
     """(B, T) bool: the action is a stand-in beyond the episode's edge or for one not recorded."""
 
+    def __len__(self) -> int:
+        return self.action.shape[0]
+
 
 @dataclass(frozen=True)
 class Context:

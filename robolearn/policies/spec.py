@@ -81,6 +81,11 @@ class PolicySpec:
         Raises:
             SpecError: a stream is missing or has another shape, or the control rate differs.
         """
+        if self.action.unit == "latent":
+            raise SpecError(
+                "the policy predicts latent actions, which move nothing: train it on episodes with robot actions "
+                "first, `robolearn train DATASET --start-from RUN`"
+            )
         fast = self.fast.observation if self.fast else {}
         for name, mine in {**self.observation, **fast, "action": self.action}.items():
             if name not in schema.streams:

@@ -5,13 +5,15 @@ A row without an action of its own (a hole) counts as padding: it is not learned
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +37,18 @@ HELD_OUT_WINDOWS = 1024
 
 _MEMORY_PART = 0.25
 """Of the free memory, what pictures may take before they are read from disk."""
+
+
+class Batches(Protocol):
+    """What the loop asks for batches."""
+
+    def coming(self, first: int, last: int, workers: int) -> AbstractContextManager[Iterator[Batch]]:
+        """The batches of steps ``[first, last)``, made ahead by ``workers`` threads; 0: when they are asked for."""
+        ...
+
+    def held_out(self) -> Iterator[Batch]:
+        """Windows of the held-out episodes, the same ones each time; none where none are held out."""
+        ...
 
 
 class WindowBatches:
@@ -81,10 +95,7 @@ class WindowBatches:
         views = [{**part, **goals} for part in views]
         self._seed, self._goal_within = seed, goal_within
         self._lengths = [np.diff(s.dataset.episode_ends, prepend=0) for s in sources]
-        if images == "auto":
-            needed = sum(image_bytes(source.dataset, part) for source, part in zip(sources, views, strict=True))
-            images = place_of_images(needed, free_bytes())
-        self._readers = [_reader(s, part, images, talk) for s, part in zip(sources, views, strict=True)]
+        self._readers = readers(sources, views, images, talk)
         said = spec.observation.get("instruction")
         self._instructions = [
             Instructions(source.dataset, said) if said is not None and said.kind == "text" else None
@@ -103,21 +114,10 @@ class WindowBatches:
         ahead = np.random.default_rng([self._seed, step]).random(self.batch_size)
         return datasets, numbers, ahead[rank * size : (rank + 1) * size]
 
-    @contextmanager
-    def coming(self, first: int, last: int, workers: int) -> Iterator[Iterator[Batch]]:
-        """The batches of steps ``[first, last)``, made ahead by ``workers`` threads; 0: when they are asked for.
-
-        Threads, not processes: decoders and disks leave the interpreter to others, and nothing needs to be copied.
-        What goes wrong in a thread is raised where its batch is asked for.
-        """
-        if not workers:
-            yield map(self.batch, range(first, last))
-            return
-        pool = ThreadPoolExecutor(workers, "batches")
-        try:
-            yield self._ahead(pool, range(first, last), 2 * workers)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def coming(self, first: int, last: int, workers: int) -> AbstractContextManager[Iterator[Batch]]:
+        """See ``Batches``."""
+        # The order is found before: a mixture is not made for several threads.
+        return made_ahead(lambda step: functools.partial(self.read, *self._drawn(step)), range(first, last), workers)
 
     def held_out(self) -> Iterator[Batch]:
         """Windows of the held-out episodes, the same ones each time; none where none are held out."""
@@ -179,15 +179,34 @@ class WindowBatches:
             is_pad=torch.from_numpy(missing["action"]),
         )
 
-    def _ahead(self, pool: ThreadPoolExecutor, steps: range, most: int) -> Iterator[Batch]:
-        under_way: deque[Future[Batch]] = deque()
-        for step in steps:
-            # The order is found here: a mixture is not made for several threads.
-            under_way.append(pool.submit(self.read, *self._drawn(step)))
-            if len(under_way) == most:
-                yield under_way.popleft().result()
-        while under_way:
+
+@contextmanager
+def made_ahead(begun: Callable[[int], Callable[[], Batch]], steps: range, workers: int) -> Iterator[Iterator[Batch]]:
+    """The batches of ``steps``: ``begun(step)`` is asked in order, what it returns in a thread of ``workers``.
+
+    Threads, not processes: decoders and disks leave the interpreter to others, and nothing needs to be copied. What
+    goes wrong in a thread is raised where its batch is asked for. Without workers it is all done when it is asked for.
+    """
+    if not workers:
+        yield (begun(step)() for step in steps)
+        return
+    pool = ThreadPoolExecutor(workers, "batches")
+    try:
+        yield _under_way(pool, begun, steps, 2 * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _under_way(
+    pool: ThreadPoolExecutor, begun: Callable[[int], Callable[[], Batch]], steps: range, most: int
+) -> Iterator[Batch]:
+    under_way: deque[Future[Batch]] = deque()
+    for step in steps:
+        under_way.append(pool.submit(begun(step)))
+        if len(under_way) == most:
             yield under_way.popleft().result()
+    while under_way:
+        yield under_way.popleft().result()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -211,7 +230,17 @@ def _views(spec: PolicySpec, source: Source) -> dict[str, View]:
     return {**views, **fast_views(spec), "action": View("action", spec.horizon, ahead=spec.horizon - spec.obs_horizon)}
 
 
-def _reader(source: Source, views: dict[str, View], images: ImagePlace, talk: bool) -> WindowReader:
+def readers(
+    sources: Sequence[Source], views: Sequence[Mapping[str, View]], images: Images, talk: bool
+) -> list[WindowReader]:
+    """One for each dataset. ``images``, ``talk``: see ``WindowBatches``."""
+    if images == "auto":
+        needed = sum(image_bytes(source.dataset, part) for source, part in zip(sources, views, strict=True))
+        images = place_of_images(needed, free_bytes())
+    return [_reader(source, part, images, talk) for source, part in zip(sources, views, strict=True)]
+
+
+def _reader(source: Source, views: Mapping[str, View], images: ImagePlace, talk: bool) -> WindowReader:
     with Progress(transient=True, disable=not (talk and sys.stdout.isatty())) as bar:
         task = bar.add_task(f"load {source.dataset.location.name}", total=None)
         return WindowReader(

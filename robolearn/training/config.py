@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from robolearn.policies.config import POLICIES, PolicyConfig, PolicyName
 from robolearn.policies.encoders.observation import EncoderConfig
+from robolearn.policies.latent.config import LatentModelConfig
 from robolearn.policies.objectives.diffusion import DiffusionConfig
 from robolearn.policies.trunks.transformer import TransformerConfig
 from robolearn.policies.trunks.unet1d import UNet1dConfig
@@ -44,61 +45,74 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Everything that changes its result is here, in the dataset or in the package versions."""
+class RunConfig:
+    """What the loop reads, whatever it trains."""
 
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    observe: tuple[str, ...] = ()
-    """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
-    feel: tuple[str, ...] = ()
-    """Streams that the fast half of a slow-fast policy reads; empty: those of kind state whose names begin with
-    "wrench"."""
-    goal: tuple[str, ...] = ()
-    """Streams whose value later in the episode the policy is told as its goal (hindsight), as in ``observe``; empty: it
-    has none. With --policy.condition-drop 0.1 it learns to act without one as well, and can be guided."""
-    goal_within: int | None = None
-    """Most control steps from an observation to its goal; by default up to the episode's end."""
     weights: tuple[float, ...] = ()
     """How often each dataset is drawn, relative to the others, whatever its size; empty: as often as it has windows."""
     held_out: float = 0.0
     """Part of each dataset's episodes to keep out of training, for held_out_loss; the same ones whatever the seed."""
     steps: int = 10_000
     """Optimiser steps; of a slow-fast policy those of its slow half, after the tokenizer's."""
-    pad_after: int | None = None
-    """How many actions of a window may lie beyond its episode's end; by default action_horizon - 1. A long horizon
-    needs more, or the policy never sees what the last observations of an episode look like."""
     batch_size: int = 128
     """Windows per step, over all processes together."""
     seed: int = 0
     """Of the first weights, the order of the windows, the noise and the crops."""
     checkpoint_every: int = 1_000
     """Optimiser steps between checkpoints, and between states that --resume can go on from."""
-    eval_every: int = 0
-    """Optimiser steps between evaluations in --world; 0: none."""
-    eval_episodes: int = 20
-    """Episodes of such an evaluation."""
-    eval_seed: int = 50_000
-    """Seed of the first evaluation episode."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
 
-    @property
-    def first_steps(self) -> int:
-        """Those in which a slow-fast policy's tokenizer is trained; 0 of all others."""
-        return self.policy.tokenizer.steps if self.policy.tokenizer else 0
-
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "goal_within"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in ("steps", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.held_out < 1:
             raise ConfigError(
                 f"held_out must be from 0 to below 1, such as 0.05 for one episode in twenty; got {self.held_out}"
             )
         if any(not (math.isfinite(weight) and weight > 0) for weight in self.weights):
             raise ConfigError(f"weights must be positive, one for each dataset; got {self.weights}")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """One training run of a policy. Everything that changes its result is here, in the dataset or in the package
+    versions."""
+
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    observe: tuple[str, ...] = ()
+    """Streams the policy sees; empty: every stream of kind state. "state:x,y" shows it two components by name."""
+    feel: tuple[str, ...] = ()
+    """Streams that the fast half of a slow-fast policy reads; empty: those of kind state whose names begin with
+    "wrench"."""
+    latent: str = ""
+    """Run of `robolearn latent learn`: its latent actions are learned in place of recorded ones, from video that needs
+    no actions. The policy sees the model's camera unless --observe says more."""
+    start_from: str = ""
+    """Run or checkpoint whose encoder and trunk training starts from, such as one trained with --latent: a policy of
+    the same parts and observations. Where its actions have another size, the layers that read and write them start
+    anew."""
+    goal: tuple[str, ...] = ()
+    """Streams whose value later in the episode the policy is told as its goal (hindsight), as in ``observe``; empty: it
+    has none. With --policy.condition-drop 0.1 it learns to act without one as well, and can be guided."""
+    goal_within: int | None = None
+    """Most control steps from an observation to its goal; by default up to the episode's end."""
+    pad_after: int | None = None
+    """How many actions of a window may lie beyond its episode's end; by default action_horizon - 1. A long horizon
+    needs more, or the policy never sees what the last observations of an episode look like."""
+    eval_every: int = 0
+    """Optimiser steps between evaluations in --world; 0: none."""
+    eval_episodes: int = 20
+    """Episodes of such an evaluation."""
+    eval_seed: int = 50_000
+    """Seed of the first evaluation episode."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.goal_within is not None and self.goal_within < 1:
+            raise ConfigError(f"goal_within must be at least 1, got {self.goal_within}")
         most = self.policy.horizon - self.policy.obs_horizon
         if self.pad_after is not None and not 0 <= self.pad_after <= most:
             raise ConfigError(f"pad_after must be from 0 to horizon - obs_horizon = {most}, got {self.pad_after}")
@@ -106,6 +120,33 @@ class TrainConfig:
             raise ConfigError("--eval-every evaluates without a goal; add --policy.condition-drop 0.1 or leave it out")
         if self.eval_every < 0 or self.eval_episodes < 1:
             raise ConfigError("eval_every must not be negative and eval_episodes at least 1")
+        if self.latent and self.eval_every:
+            raise ConfigError("latent actions move nothing: leave --eval-every out until robot actions are trained")
+
+
+@dataclass(frozen=True)
+class LatentTrainConfig(RunConfig):
+    """One training run of a latent-action model."""
+
+    model: LatentModelConfig = field(default_factory=LatentModelConfig)
+    optimiser: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=2e-3, warmup=100))
+    stream: str = ""
+    """The camera that is learned from; empty: the only one that there is."""
+    features: str = ""
+    """With --model.space features: run or checkpoint of a policy that sees this camera, whose frozen network makes
+    the features."""
+    batch_size: int = 64
+    """Pairs of pictures per step, over all processes together."""
+    steps: int = 5_000
+    """Optimiser steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.features) != (self.model.space == "features"):
+            raise ConfigError(
+                "--features names a policy whose network makes the features, for --model.space features: give both or "
+                "neither"
+            )
 
 
 def _pusht_state() -> TrainConfig:
@@ -222,24 +263,23 @@ PRESETS: dict[str, Callable[[], TrainConfig]] = {
 }
 """`--preset NAME` -> the run that the README's figures come from, or one of a published size, which needs a GPU."""
 
-_ADAPTER = TypeAdapter(TrainConfig)
+C = TypeVar("C", bound=RunConfig)
 
 
-def load_config(path: Path) -> TrainConfig:
-    """Read a TrainConfig from YAML; what the file leaves out has its default.
+@overload
+def load_config(path: Path) -> TrainConfig: ...
+@overload
+def load_config(path: Path, kind: type[C]) -> C: ...
+def load_config(path: Path, kind: type[RunConfig] = TrainConfig) -> RunConfig:
+    """Read a configuration from YAML; what the file leaves out has its default.
 
     Raises:
         ConfigError: unknown keys, wrong types, no YAML.
     """
     try:
-        return config_from(yaml.safe_load(path.read_text()) or {}, str(path))
+        return validated(TypeAdapter(kind), yaml.safe_load(path.read_text()) or {}, str(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def config_from(value: Any, where: str) -> TrainConfig:
-    """Build a TrainConfig from nested dicts; ``where`` names the source in errors."""
-    return validated(_ADAPTER, value, where)
 
 
 def validated(adapter: TypeAdapter[Any], value: Any, where: str) -> Any:
@@ -267,7 +307,7 @@ def _refuse_unknown(given: Any, known: Any, where: str, path: str) -> None:
         _refuse_unknown(value, known[key], where, f"{path}{key}.")
 
 
-def dump_config(config: TrainConfig) -> str:
+def dump_config(config: RunConfig) -> str:
     """YAML that ``load_config`` reads back to an equal configuration."""
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
 

@@ -1,4 +1,6 @@
-"""The training loop, top to bottom: one step is read in `train` from the batch's numbers to the averaged weights.
+"""The training loop, top to bottom: one step is read in `optimise` from the batch's numbers to the averaged weights.
+
+`train` prepares it for a policy, and latent.py for a latent-action model.
 
 Nothing random is carried from step to step. The order of the windows, noise and times are functions of (seed, step),
 so that a resumed run equals one that was never stopped, and several processes compute what one would.
@@ -6,22 +8,39 @@ so that a resumed run equals one that was never stopped, and several processes c
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from robolearn.evaluation.results import Evaluation
 from robolearn.evaluation.rollout import evaluate
 from robolearn.policies.checkpoint import save_policy
+from robolearn.policies.latent.model import LatentActionModel
 from robolearn.policies.policy import Policy
+from robolearn.policies.start import start_from, started_statistics
 from robolearn.policies.trunks.nearest import Nearest
-from robolearn.training.batches import WindowBatches, to_device
-from robolearn.training.config import ConfigError, Images, OptimiserConfig, TrainConfig, dump_config, load_config
+from robolearn.policies.vla.config import VlaConfig
+from robolearn.training.batches import Batches, WindowBatches, to_device
+from robolearn.training.config import (
+    ConfigError,
+    Images,
+    OptimiserConfig,
+    RunConfig,
+    TrainConfig,
+    dump_config,
+    load_config,
+)
 from robolearn.training.ema import Ema
 from robolearn.training.instructions import check_instructions
+from robolearn.training.latent_labels import with_latents
 from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
@@ -32,6 +51,18 @@ from robolearn_data.statistics import degenerate_components
 from robolearn_data.world import World
 
 REPORT_EVERY = 50
+
+M = TypeVar("M", Policy, LatentActionModel)
+
+
+class Save(Protocol):
+    def __call__(self, module: Any, folder: Path, /, *, dataset_fingerprint: str, step: int) -> None: ...
+
+
+class FirstStage(NamedTuple):
+    steps: int
+    end: Callable[[Any, Ema[Any]], None]
+    """Called after them with the module that is trained and its average."""
 
 
 def train(
@@ -63,10 +94,16 @@ def train(
     Raises:
         UserError: data that does not suit, a run folder in use, a loss that is not finite.
     """
-    share = group.share(config.batch_size)
     sources = open_sources(datasets, config.held_out)
-    spec = spec_for(config, sources)
+    observing = config
+    if config.latent:
+        sources, camera = with_latents(sources, config.latent, group.device, talk=group.first)
+        if not config.observe and not isinstance(config.policy.trunk, VlaConfig):
+            observing = replace(config, observe=(camera,))
+    spec = spec_for(observing, sources)
     values = statistics_for(sources, spec)
+    if config.start_from:
+        values = started_statistics(spec, values, Path(config.start_from))
     batches = WindowBatches(
         sources,
         spec,
@@ -83,23 +120,85 @@ def train(
 
     torch.manual_seed(config.seed)
     policy = Policy(spec, values, config.policy).to(group.device)
+    anew = start_from(policy, Path(config.start_from)) if config.start_from else []
     check_instructions(policy, [(source.dataset, source.train) for source in sources])
     if isinstance(policy.trunk, Nearest):
         return _remember(config, policy, batches, fingerprint(sources), run, group, make_world)
-    halves = policy.tokenizer is not None  # of which only one is trained at a time
-    model = DistributedDataParallel(policy, find_unused_parameters=halves) if group.count > 1 else policy
-    ema = Ema(policy, config.optimiser.ema_power, config.optimiser.ema_max)
+    constant = degenerate_components(streams_of(spec), values)
+    notes = [f"constant in this data, hence centred but not scaled: {', '.join(constant)}"] if constant else []
+    if config.start_from:
+        notes.append(f"starts from {config.start_from}; new are {', '.join(anew) or 'no weights'}")
+
+    half = config.policy.tokenizer
+
+    def evaluated(averaged: Policy) -> Evaluation:
+        assert make_world is not None
+        return evaluate(averaged, make_world, range(config.eval_seed, config.eval_seed + config.eval_episodes))
+
+    return optimise(
+        policy,
+        batches,
+        config,
+        fingerprint(sources),
+        run,
+        group,
+        save=save_policy,
+        evaluated=evaluated if make_world and config.eval_every else None,
+        eval_every=config.eval_every,
+        resume=resume,
+        stop_at=stop_at,
+        workers=workers,
+        notes=notes,
+        begin=FirstStage(half.steps, functools.partial(_settle, batches)) if half else None,
+    )
+
+
+def optimise(
+    module: M,
+    batches: Batches,
+    config: RunConfig,
+    data: str,
+    run: Path,
+    group: Processes,
+    *,
+    save: Save,
+    evaluated: Callable[[M], Evaluation] | None = None,
+    eval_every: int = 0,
+    resume: bool = False,
+    stop_at: int | None = None,
+    workers: int = 0,
+    notes: Sequence[str] = (),
+    begin: FirstStage | None = None,
+) -> M:
+    """The loop. See ``train`` for what is not said here.
+
+    Args:
+        data: fingerprint of the datasets; a run is resumed with the same ones.
+        save: writes a checkpoint.
+        evaluated: what the averaged module achieves in a world, asked every ``eval_every`` steps.
+        notes: lines for the person who watches.
+        begin: what is learned before, in steps of its own.
+
+    Returns:
+        The module with averaged weights.
+
+    Raises:
+        UserError: a run folder in use, or of another run; a loss that is not finite.
+    """
+    share = group.share(config.batch_size)
+    # Of two halves only one is trained at a time.
+    model = DistributedDataParallel(module, find_unused_parameters=begin is not None) if group.count > 1 else module
+    ema = Ema(module, config.optimiser.ema_power, config.optimiser.ema_max)
     optimiser = torch.optim.AdamW(
-        policy.parameters(),
+        module.parameters(),
         lr=config.optimiser.lr,
         betas=config.optimiser.betas,
         weight_decay=config.optimiser.weight_decay,
         fused=True,
     )
-    data = fingerprint(sources)
-    tokenizing = config.first_steps
-    total = tokenizing + config.steps
-    first, cpu_s = _begin(config, data, run, group, resume, policy, ema, optimiser)
+    beginning = begin.steps if begin else 0
+    total = beginning + config.steps
+    first, cpu_s = _begin(config, data, run, group, resume, module, ema, optimiser)
     log = MetricsLog(run, first) if group.first else None
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -111,16 +210,15 @@ def train(
         batches.coming(first, last, workers) as coming,
         TrainingBar(first, total, visible=group.first) as bar,
     ):
-        constant = degenerate_components(streams_of(spec), values)
-        if constant:
-            bar.note(f"constant in this data, hence centred but not scaled: {', '.join(constant)}")
+        for note in notes:
+            bar.note(note)
         for step in range(first, last):
             began_cpu = time.process_time()
-            if tokenizing and step == tokenizing:
-                _settle(policy, ema, batches)
-                bar.note(f"the tokenizer is trained; {config.steps} steps of the slow half follow")
-            stage, steps = (step, tokenizing) if step < tokenizing else (step - tokenizing, config.steps)
-            draws = policy.draw(config.batch_size, torch.Generator().manual_seed(_seed(config.seed, step)))
+            if begin and step == begin.steps:
+                begin.end(module, ema)
+                bar.note(f"the first stage is over; {config.steps} steps of the second follow")
+            stage, steps = (step, beginning) if step < beginning else (step - beginning, config.steps)
+            draws = module.draw(config.batch_size, torch.Generator().manual_seed(_seed(config.seed, step)))
             torch.manual_seed(_seed(config.seed, step, group.rank))  # image crops
             batch = to_device(next(coming), group.device)
 
@@ -131,9 +229,9 @@ def train(
             loss = losses.total()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), config.optimiser.clip)
+            torch.nn.utils.clip_grad_norm_(module.parameters(), config.optimiser.clip)
             optimiser.step()
-            ema.update(policy, stage)
+            ema.update(module, stage)
             cpu_s += time.process_time() - began_cpu
 
             reported.append(loss.detach())
@@ -153,13 +251,11 @@ def train(
                 if config.held_out:
                     log.write({"step": done, "held_out_loss": held_out_loss(ema.module, batches, group, bf16=bf16)})
                 folder = run / "checkpoints" / f"{done:07d}"
-                save_policy(ema.module, folder, dataset_fingerprint=data, step=done)
-                save_state(run, Progress(done, cpu_s, data), policy, ema, optimiser)
+                save(ema.module, folder, dataset_fingerprint=data, step=done)
+                save_state(run, Progress(done, cpu_s, data), module, ema, optimiser)
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
-            evaluates = config.eval_every and done > tokenizing
-            if log and make_world and evaluates and (done % config.eval_every == 0 or done == total):
-                seeds = range(config.eval_seed, config.eval_seed + config.eval_episodes)
-                result = evaluate(ema.module, make_world, seeds)
+            if log and evaluated and done > beginning and (done % eval_every == 0 or done == total):
+                result = evaluated(ema.module)
                 log.write({"step": done, "success_rate": result.success_rate, "score": result.score})
                 bar.note(f"step {done}: {result.summary()}")
                 training_figure(read_metrics(run)).savefig(run / "loss.png")
@@ -167,15 +263,15 @@ def train(
 
 
 @torch.no_grad()
-def held_out_loss(policy: Policy, batches: WindowBatches, group: Processes, *, bf16: bool) -> float:
+def held_out_loss(module: Policy | LatentActionModel, batches: Batches, group: Processes, *, bf16: bool) -> float:
     """Mean loss on windows of the held-out episodes: the same windows, noise and times whenever it is asked for."""
     total, count = 0.0, 0
     for number, batch in enumerate(batches.held_out()):
-        draws = policy.draw(len(batch.action), torch.Generator().manual_seed(_seed(number)))
+        draws = module.draw(len(batch), torch.Generator().manual_seed(_seed(number)))
         with torch.autocast(group.device.type, torch.bfloat16, enabled=bf16):
-            losses = policy.loss(to_device(batch, group.device), draws=draws)
-        total += len(batch.action) * float(losses.total())
-        count += len(batch.action)
+            losses = module.loss(to_device(batch, group.device), draws=draws)
+        total += len(batch) * float(losses.total())
+        count += len(batch)
     return total / count
 
 
@@ -186,7 +282,7 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, steps - config.warmup)))
 
 
-def _settle(policy: Policy, ema: Ema[Policy], batches: WindowBatches) -> None:
+def _settle(batches: WindowBatches, policy: Policy, ema: Ema[Policy]) -> None:
     """From the tokenizer's training to that of the slow half: the averaged tokenizer is the one that stays."""
     trained, averaged = policy.tokenizer, ema.module.tokenizer
     assert trained is not None
@@ -197,20 +293,20 @@ def _settle(policy: Policy, ema: Ema[Policy], batches: WindowBatches) -> None:
 
 
 def _begin(
-    config: TrainConfig,
+    config: RunConfig,
     data: str,
     run: Path,
     group: Processes,
     resume: bool,
-    policy: Policy,
+    module: nn.Module,
     ema: Ema,
     optimiser: torch.optim.Optimizer,
 ) -> tuple[int, float]:
     """Prepare the run folder, or take up the state in it. Returns (steps done, CPU seconds used)."""
     if resume:
-        if load_config(run / "config.yaml") != config:
+        if load_config(run / "config.yaml", type(config)) != config:
             raise ConfigError(f"the options differ from those in {run / 'config.yaml'}; leave them out with --resume")
-        progress = load_state(run, policy, ema, optimiser)
+        progress = load_state(run, module, ema, optimiser)
         if progress.data != data:
             raise ConfigError(
                 f"the data are not those that {run} was trained on so far; give the same datasets in order"
@@ -221,7 +317,7 @@ def _begin(
     return 0, 0.0
 
 
-def _claim(config: TrainConfig, run: Path) -> None:
+def _claim(config: RunConfig, run: Path) -> None:
     if (run / "config.yaml").exists():
         raise ConfigError(f"{run} holds a run already; add --resume to go on with it or choose another --out")
     run.mkdir(parents=True, exist_ok=True)

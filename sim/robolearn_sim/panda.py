@@ -270,7 +270,13 @@ class PandaWorld:
 
     def close(self) -> None:
         self._camera.close()
-        self._env.close()  # robosuite's parts hold each other, and some 100 MB
+        env = self._env
+        if not vars(env):  # it was closed before
+            return
+        robots = list(env.robots)
+        env.close()
+        for part in (*robots, env):  # they hold each other and the simulation, some 100 MB
+            vars(part).clear()
 
     def objects(self) -> dict[str, np.ndarray]:
         return self._task.objects()

@@ -27,6 +27,8 @@ cd "$(dirname "$0")/../.."
 what=${1:?"pack, state or image"}
 python=${PYTHON:-python3}
 packed=$PWD/.gpu
+export PYTHONPATH=$PWD:$PWD/data:$PWD/hardware:$PWD/sim:$PWD/deploy${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1 SDL_VIDEODRIVER=dummy
 # Beside torch, numpy, pyarrow, h5py, pydantic, rich, safetensors, transformers and matplotlib, which the machine has.
 # Left out for their size, 100 MB, and because nothing here needs them: av, imagecodecs.
 wheels="zarr numcodecs donfig google-crc32c diffusers tyro docstring-parser shtab typeguard pymunk cffi pycparser
@@ -45,7 +47,7 @@ if [ "$what" = pack ]; then
             echo "no wheel of $pinned: leave it out if the first piece starts without it"
     done
     [ -e "$packed/human.zarr" ] || "$python" -m robolearn.cli.main data import \
-        "${DATA:-../shared/datasets/pusht_cchi_v7_replay.zarr}" "$packed/human.zarr"
+        "${DATA:-../shared/datasets/pusht_cchi_v7_replay.zarr}" "$packed/human.zarr" --format diffusion_policy
     "$python" -m pip wheel -q --no-deps -w "$packed/wheels" . # zarr finds our codecs through its entry points
     du -sh "$packed" # at most 64 MiB travel, the working tree among them
     exit
@@ -61,7 +63,6 @@ out=${OUT:-$PWD/.gpu/out}
 device=${DEVICE:-cuda}
 data=${DATA:-$packed/human.zarr}
 mkdir -p "$run" "$out"
-export PYTHONPATH=$PWD:$PWD/data:$PWD/hardware:$PWD/sim:$PWD/deploy${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 SDL_VIDEODRIVER=dummy
 if compgen -G "$packed/wheels/*.whl" >/dev/null; then
     [ -d /tmp/policies-gpu-site ] || "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir \
         --target /tmp/policies-gpu-site "$packed"/wheels/*.whl

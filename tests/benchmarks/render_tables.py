@@ -27,6 +27,7 @@ PAGES = tuple(
         "sim/README.md",
         "deploy/README.md",
         "deploy/COLLECTING.md",
+        "robolearn/policies/vla/README.md",
     )
 )
 TABLE = re.compile(
@@ -83,6 +84,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 CROSSED: dict[str, tuple[tuple[str, ...], str, Callable[[dict[str, Any]], str]]] = {
     "runtime_engines": (("network", "sampler"), "engine", lambda row: _milliseconds(row["p50_ms"])),
     "runtime_delay": (("task", "scheduler"), "delay", lambda row: f"{100 * row['success']:.0f} %"),
+    "families": (("variant", "seed"), "condition", lambda row: f"{100 * row['success']:.1f} %"),
     "collect_latency": (("teleoperator",), "stage", lambda row: f"{row['p50_ms']:.0f} / {row['p99_ms']:.0f}"),
     "sim_wipe": (
         ("way",),

@@ -132,8 +132,10 @@ def main() -> None:
         for hz in (30, 60, 100):
             for tracked in (True, False):
                 found = measured(motion, *followed(motion, hz, tracked=tracked))
-                rows.append({"motion": name, "readings_hz": hz, "tracked": tracked, **found, "hand": hand["jerk_p95"]})
-    columns = ("motion", "readings_hz", "tracked", "lag_ms", "overshoot_rad", "jerk_p95", "jerk_max", "hand")
+                rows.append(
+                    {"motion": name, "readings_hz": hz, "tracked": tracked, **found, "hand_jerk_p95": hand["jerk_p95"]}
+                )
+    columns = ("motion", "readings_hz", "tracked", "lag_ms", "overshoot_rad", "jerk_p95", "jerk_max", "hand_jerk_p95")
     table = Table(*columns)
     for row in rows:
         table.add_row(*(str(row[column]) for column in columns))

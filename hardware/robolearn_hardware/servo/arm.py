@@ -91,6 +91,7 @@ class ServoArm:
             state.efforts,
             state.gripper,
             temperatures=state.temperatures,
+            fault=self._faults() if condition is Condition.FAULT else "",
         )
 
     def command(self, positions: np.ndarray, gripper: float | None = None, *, effect_ns: int = 0) -> None:
@@ -199,9 +200,11 @@ class ServoArm:
     def _why(self) -> str:
         if self._condition is Condition.RELEASED:
             return f"{self.info.name} is released; hold or recover it first"
+        return f"{self.info.name} has stopped: {self._faults()}. Remove the cause, then recover"
+
+    def _faults(self) -> str:
         faults = [f"{self._chain.called(motor)}: {fault}" for motor, fault in self._chain.faults.items()]
-        what = "; ".join(faults) or "a motor had a fault"
-        return f"{self.info.name} has stopped: {what}. Remove the cause, then recover"
+        return "; ".join(faults) or "a motor had a fault"
 
 
 def _settings(kind: MotorModel, joint: ServoJoint, *, grips: bool) -> dict[str, int]:

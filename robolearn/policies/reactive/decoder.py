@@ -88,15 +88,15 @@ class _Network:
     """What ``Tokenizer.decode_on`` computes, one tick at a time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        width, gru, (first, _, last) = tokenizer.config.width, tokenizer.gru, tokenizer.head
-        entry = _array(gru.weight_ih_l0).T
+        width = tokenizer.config.width
+        w = {name: _array(value) for name, value in tokenizer.state_dict().items()}
+        entry, hidden = w["gru.weight_ih_l0"].T, w["head.0.weight"].T
         self._entry_features, self._entry_block = entry[:width], entry[width:]
-        self._entry_bias = _array(gru.bias_ih_l0)
-        self._again, self._again_bias = _array(gru.weight_hh_l0).T, _array(gru.bias_hh_l0)
-        hidden = _array(first.weight).T
+        self._entry_bias = w["gru.bias_ih_l0"]
+        self._again, self._again_bias = w["gru.weight_hh_l0"].T, w["gru.bias_hh_l0"]
         self._hidden_features, self._hidden_state = hidden[:width], hidden[width:]
-        self._hidden_bias = _array(first.bias)
-        self._exit, self._exit_bias = _array(last.weight).T, _array(last.bias)
+        self._hidden_bias = w["head.0.bias"]
+        self._exit, self._exit_bias = w["head.2.weight"].T, w["head.2.bias"]
         self._samples = tokenizer.blocks.samples
         self._mean, self._scale = _array(tokenizer.blocks.mean), _array(tokenizer.blocks.scale)
         if not tokenizer.config.feels:

@@ -60,11 +60,14 @@ def _tokeniser(path: Path) -> Any:
     except ImportError as error:
         raise VlaError("a pretrained backbone counts words with tokenizers: `pip install robolearn[vla]`") from error
     try:
-        return Tokenizer.from_file(str(path))
+        tokeniser = Tokenizer.from_file(str(path))
     except Exception as error:  # what it raises has no class of its own
         raise VlaError(
             f"{path} cannot be read ({' '.join(str(error).split())[:100]}); copy the checkpoint anew"
         ) from error
+    tokeniser.no_truncation()
+    tokeniser.no_padding()
+    return tokeniser
 
 
 def prompt(text: str, numbers: list[int]) -> str:
