@@ -188,7 +188,7 @@ def test_a_slow_fast_policy_drives_a_twin_arm_by_its_force_sensor_within_the_lim
         assert policy.tokenizer is not None
         policy.tokenizer.settle([torch.rand(64, 16, 6) * 2 - 1])
         save_policy(policy, tmp_path / "c")
-        person = ends()
+        person = ends(1000)
         options = RigOptions(120.0, servo=ORDINARY, fast=ReactiveFast(tmp_path / "c", spec), out=tmp_path / "run.zarr")
         report = run_rig(rig, functools.partial(LocalPolicy, tmp_path / "c"), spec, options, person)
     assert report.failure == ""

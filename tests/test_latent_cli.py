@@ -202,7 +202,7 @@ def test_two_processes_learn_what_one_does_with_the_joined_batch(folder: Path, t
     assert torch.equal(one["model.bottleneck.used"], two["model.bottleneck.used"])
     for name, value in one.items():
         if name.startswith("model."):
-            torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-4)  # Adam magnifies how sums are rounded
 
 
 def test_the_spec_of_a_pretrained_policy_says_that_its_actions_are_latent(learned: Path) -> None:
