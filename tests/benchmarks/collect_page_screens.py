@@ -30,6 +30,15 @@ def screens(folder: Path, rig: str = "") -> None:
         browser = stack.enter_context(sync_playwright()).chromium.launch(
             executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
+        context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)  # pyright: ignore[reportArgumentType]
+        small = context.new_page()
+        small.set_default_timeout(120_000)
+        small.goto(run.url)
+        small.locator("[data-control=ask]").click()
+        until(lambda: small.evaluate("[...pictures.values()].every((p) => p.at !== null)"), "pictures", 90)
+        small.screenshot(path=folder / "collect_phone.png")
+        print(folder / "collect_phone.png")
+        context.close()
         page = browser.new_page(viewport=DESK)  # pyright: ignore[reportArgumentType]
         page.set_default_timeout(120_000)
         page.goto(run.url)
@@ -53,14 +62,6 @@ def screens(folder: Path, rig: str = "") -> None:
         page.locator("#episodes").screenshot(path=folder / "collect_episodes.png")
         print(folder / "collect_episodes.png")
         page.close()
-        context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2)  # pyright: ignore[reportArgumentType]
-        small = context.new_page()
-        small.set_default_timeout(120_000)
-        small.goto(run.url)
-        small.locator("[data-control=ask]").click()
-        until(lambda: small.evaluate("[...pictures.values()].every((p) => p.at !== null)"), "pictures", 90)
-        small.screenshot(path=folder / "collect_phone.png")
-        print(folder / "collect_phone.png")
         browser.close()
 
 
