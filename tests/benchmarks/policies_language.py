@@ -5,7 +5,7 @@
     python tests/benchmarks/policies_language.py all --seeds 3          # all that are missing, one after the other
     python tests/benchmarks/policies_language.py write                  # what is done -> results/families.json
 
-Each can be stopped at any time and goes on where it was. Variants:
+Each can be stopped at any time and goes on where it was (`resumable.py`). Variants:
 
 - method: flow matching, 2 M parameters, words as tokens; sees the joints, the tool, the cubes' poses and the
   instruction.
@@ -33,11 +33,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import write_family
+from results import add_rows, commit, family_order, has_row
+from resumable import checked, save, saved, train, train_cpu_s
 
-from robolearn.cli.main import main as robolearn
+from robolearn.evaluation.intervals import wilson_interval
+from robolearn.policies.checkpoint import list_checkpoints, load_policy
 from robolearn.policies.vla.config import SmallConfig
 from robolearn.training.config import PRESETS, OptimiserConfig, TrainConfig, dump_config
+from robolearn.training.metrics import read_metrics
+from robolearn_data.dataset import Dataset
 from robolearn_data.schema import UserError
 
 FAMILY, WORLD = "vla", "so101_language"
@@ -96,57 +100,39 @@ def prepare(runs: Path, variant: str, episodes: int) -> None:
     words += ["--noise", str(NOISE), "--workers", "1"]
     words += ["--images"] if "front" in TRAINED[variant] else []
     if path.exists():
-        from robolearn_data.dataset import Dataset
-
         if Dataset.open(path).episodes >= episodes:
             return
         words += ["--resume"]
-    _checked(words)
+    checked(words)
 
 
 def run(runs: Path, variant: str, seed: int, *, episodes: int, starts: int, steps: int, last: int) -> None:
     """Train and evaluate; writes a file for each condition."""
     source, conditions = TESTED[variant]
-    prepare(runs, source, episodes)
     folder = runs / f"{source}-{seed}"
-    train(runs, folder, source, seed, steps)
-    from robolearn.policies.checkpoint import list_checkpoints
-
     for condition, world in conditions.items():
+        row = {"family": FAMILY, "variant": variant, "condition": condition, "seed": seed, "episodes": starts}
         done = folder / f"row-{variant}-{condition}-{starts}.json"
-        if done.exists():
+        if done.exists() or has_row("families", **row):
             continue
+        prepare(runs, source, episodes)
+        start = runs / f"{source}-{seed}.yaml"
+        start.write_text(dump_config(settings(source, seed, steps)))
+        words = ["train", str(data_of(runs, source)), "--out", str(folder), "--device", "cpu"]
+        train(folder, words, ["--config", str(start)], steps)
         found = [evaluated(checkpoint, world, starts) for checkpoint in list_checkpoints(folder)[-last:]]
-        row = {"variant": variant, "condition": condition, "seed": seed, "episodes": starts}
-        row |= {"success": float(np.mean([one["success_rate"] for one in found])), "checkpoints": len(found)}
-        row |= {"score": float(np.mean([one["score"] for one in found])), **about(folder, runs, source)}
+        success = float(np.mean([one["success_rate"] for one in found]))
+        row |= {"success": success, "success_interval": list(wilson_interval(round(success * starts), starts))}
+        row |= {"score": float(np.mean([one["score"] for one in found])), "checkpoints": len(found)}
+        row |= {**about(folder, runs, source), "commit": commit()}
         if condition != "switched":
             row["by_verb"] = by_verb(world, found)
-        _write(done, row)
+        save(done, row)
         print(done.read_text(), flush=True)
-
-
-def train(runs: Path, folder: Path, variant: str, seed: int, steps: int) -> None:
-    from robolearn.training.metrics import read_metrics
-
-    if folder.exists() and (rows := read_metrics(folder)) and rows[-1]["step"] >= steps:
-        return
-    words = ["train", str(data_of(runs, variant)), "--out", str(folder), "--device", "cpu"]
-    if (folder / "training.safetensors").exists():
-        words += ["--resume"]
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.yaml", "metrics.jsonl", "loss.png"):  # of a run that was stopped before its first state
-            (folder / name).unlink(missing_ok=True)
-        start = runs / f"{variant}-{seed}.yaml"
-        start.write_text(dump_config(settings(variant, seed, steps)))
-        words += ["--config", str(start)]
-    _checked(words)
 
 
 def evaluated(checkpoint: Path, world: str, starts: int) -> dict[str, Any]:
     from robolearn.evaluation import evaluate
-    from robolearn.policies.checkpoint import load_policy
     from robolearn_sim.worlds import make_world
 
     cache = checkpoint / f"{world.replace('/', '-')}-{starts}.json"
@@ -158,7 +144,7 @@ def evaluated(checkpoint: Path, world: str, starts: int) -> dict[str, Any]:
     seeds = range(FIRST_SEED, FIRST_SEED + starts)
     result = evaluate(load, make, seeds, workers=0, envs_per_worker=32).to_json()
     print(checkpoint, world, f"score {result['score']:.3f} success {result['success_rate']:.3f}", flush=True)
-    _write(cache, result)
+    save(cache, result)
     return result
 
 
@@ -177,39 +163,29 @@ def by_verb(world: str, found: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def about(folder: Path, runs: Path, variant: str) -> dict[str, Any]:
-    from robolearn.policies.checkpoint import list_checkpoints, load_policy
-    from robolearn.training.metrics import read_metrics
-    from robolearn_data.dataset import Dataset
-
     policy = load_policy(list_checkpoints(folder)[-1])
-    metrics = read_metrics(folder)
     return {
         "observes": list(TRAINED[variant]),
         "demonstrations": Dataset.open(data_of(runs, variant)).episodes,
-        "steps": metrics[-1]["step"],
-        "train_cpu_s": max(row["cpu_s"] for row in metrics if "cpu_s" in row),
+        "steps": read_metrics(folder)[-1]["step"],
+        "train_cpu_s": train_cpu_s(folder),
         "parameters": sum(p.numel() for p in policy.parameters()),
     }
 
 
-def write(runs: Path, folder: Path | None = None) -> None:
+def write(runs: Path) -> None:
     """Rows of all runs, with the three held-out conditions taken together as well."""
-    from robolearn.evaluation.intervals import wilson_interval
-
-    rows = [json.loads(path.read_text()) for path in runs.glob("*/row-*.json")]
-    for variant, seed in {(row["variant"], row["seed"]) for row in rows}:
-        mine = [row for row in rows if (row["variant"], row["seed"]) == (variant, seed)]
+    rows = saved(list(runs.glob("*/row-*.json")))
+    for variant, seed, starts in {(row["variant"], row["seed"], row["episodes"]) for row in rows}:
+        mine = [row for row in rows if (row["variant"], row["seed"], row["episodes"]) == (variant, seed, starts)]
         parts = [row for row in mine if row["condition"] in HELD_OUT]
         if len(parts) == len(HELD_OUT):
             together = {key: value for key, value in parts[0].items() if key != "by_verb"}
-            together |= {"condition": "held-out", "episodes": sum(row["episodes"] for row in parts)}
-            rows.append(together | {k: float(np.mean([row[k] for row in parts])) for k in ("success", "score")})
-    for row in rows:
-        episodes = row["episodes"]
-        row["success_interval"] = list(wilson_interval(round(row["success"] * episodes), episodes))
-    order = [*CONDITIONS, "held-out"]
-    rows.sort(key=lambda row: (list(TESTED).index(row["variant"]), order.index(row["condition"]), row["seed"]))
-    print(write_family(FAMILY, rows, **({} if folder is None else {"folder": folder})))
+            together |= {k: float(np.mean([row[k] for row in parts])) for k in ("success", "score")}
+            episodes = sum(row["episodes"] for row in parts)
+            interval = wilson_interval(round(together["success"] * episodes), episodes)
+            rows.append(together | {"condition": "held-out", "episodes": episodes, "success_interval": list(interval)})
+    print(add_rows("families", rows, family_order))
 
 
 def everything(runs: Path, seeds: int, variants: list[str], **how: int) -> None:
@@ -220,17 +196,6 @@ def everything(runs: Path, seeds: int, variants: list[str], **how: int) -> None:
             write(runs)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
-
-
-def _checked(words: list[str]) -> None:
-    if robolearn(words):
-        raise SystemExit(2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["prepare", "run", "all", "write"])
@@ -239,7 +204,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--demonstrations", type=int, default=EPISODES)
     parser.add_argument("--episodes", type=int, default=200, help="starts of each condition")
-    parser.add_argument("--steps", type=int, default=8000, help="of training")
+    parser.add_argument("--steps", type=int, default=6000, help="of training")
     parser.add_argument("--last", type=int, default=5, help="checkpoints that a row is the mean of")
     options = parser.parse_args()
     how = {"episodes": options.demonstrations, "starts": options.episodes, "steps": options.steps, "last": options.last}

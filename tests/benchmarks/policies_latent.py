@@ -8,9 +8,10 @@
 Rows go to families.json, and to policies_latent.json as a page shows them; latent_models.json says what the models of
 latent actions have learned.
 
-Each can be stopped at any time and goes on where it was. Every policy sees the last two 96x96 pictures and nothing
-else, has the same encoder, trunk and objective, and as many optimiser steps in all (PRETRAIN + DECODE); each seed has
-its own ten labelled episodes. The last checkpoint (averaged weights) runs the starts from seed 100000 on.
+Each can be stopped at any time and goes on where it was (`resumable.py`). Every policy sees the last two 96x96 pictures
+and nothing else, has the same encoder, trunk and objective, and as many optimiser steps in all (PRETRAIN + DECODE);
+each seed has its own ten labelled episodes. The last five checkpoints, of averaged weights and 125 steps apart, run by
+turns the starts from seed 100000 on.
 
 - method: latent actions from the pictures of all 206 episodes, a policy trained to predict them, then the ten episodes.
 - control-few: cloning of the ten episodes alone.
@@ -28,12 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import write_family, write_results
+from results import add_rows, commit, family_order, has_row
+from resumable import by_turns, checked, save, saved, train, train_cpu_s
 
-from robolearn.cli.main import main as robolearn
+from robolearn.evaluation.results import Evaluation
 from robolearn_data.schema import UserError
 
 SOURCE = Path("../shared/datasets/pusht_cchi_v7_replay.zarr")
+FAMILY = "latent-action"
 FIRST_SEED, LABELLED, EPISODES = 100_000, 10, 206
 VARIANTS = ("method", "control-few", "control-all", "control-untrained")
 LEARN, PRETRAIN, DECODE = 2_000, 2_500, 1_250
@@ -58,7 +61,7 @@ def prepare(runs: Path) -> None:
     }
     missing = [name for name in wanted if not (runs / f"{name}.zarr").exists()]
     if missing and not human.exists():
-        _checked(["data", "import", "--format", "diffusion_policy", str(SOURCE), str(human)])
+        checked(["data", "import", "--format", "diffusion_policy", str(SOURCE), str(human)])
     for name in missing:
         source, (episodes, streams) = Dataset.open(human), wanted[name]
         partial = runs / f"{name}.partial"
@@ -78,14 +81,15 @@ def labelled_episodes(seed: int) -> list[int]:
 def run(runs: Path, variant: str, seed: int, *, episodes: int, workers: int) -> None:
     folder = runs / f"{variant}-{seed}"
     done = folder / f"row-{episodes}.json"
-    if done.exists():
+    row = {"family": FAMILY, "variant": variant, "condition": "seen", "seed": seed, "episodes": episodes}
+    if done.exists() or has_row("families", **row):
         return
     prepare(runs)
     few = runs / f"few-{seed}.zarr"
     if variant == "control-few":
-        train(few, folder, seed, PRETRAIN + DECODE)
+        train_policy(few, folder, seed, PRETRAIN + DECODE)
     elif variant == "control-all":
-        train(runs / "all.zarr", folder, seed, PRETRAIN + DECODE)
+        train_policy(runs / "all.zarr", folder, seed, PRETRAIN + DECODE)
     else:
         model = runs / (f"latent-{seed}" if variant == "method" else f"untrained-{seed}")
         if variant == "method":
@@ -93,25 +97,25 @@ def run(runs: Path, variant: str, seed: int, *, episodes: int, workers: int) -> 
         else:
             untrained(model, runs, seed)
         pretrained = runs / f"{variant}-{seed}-pretrained"
-        train(runs / "video.zarr", pretrained, seed, PRETRAIN, "--latent", str(model))
-        train(few, folder, seed, DECODE, "--start-from", str(pretrained))
-    _write(done, {"variant": variant, "condition": "seen", "seed": seed, **evaluated(folder, episodes, workers)})
+        train_policy(runs / "video.zarr", pretrained, seed, PRETRAIN, "--latent", str(model))
+        train_policy(few, folder, seed, DECODE, "--start-from", str(pretrained))
+    save(done, {**row, **evaluated(folder, episodes, workers), "commit": commit()})
     print(done.read_text(), flush=True)
 
 
 def learn(runs: Path, folder: Path, seed: int, bottleneck: str = "gaussian") -> None:
     chosen = ["--model.bottleneck", bottleneck, "--seed", str(seed), "--steps", str(LEARN), "--checkpoint-every", "500"]
     words = ["latent", "learn", str(runs / "video.zarr"), "--out", str(folder)]
-    _goes_on(folder, words, chosen, LEARN)
+    train(folder, words, chosen, LEARN)
     if not (folder / "report" / "report.json").exists():
         words = ["latent", "report", str(folder), str(runs / "all.zarr"), "--episodes", "0-49"]
-        _checked([*words, "--out", str(folder / "report")])
+        checked([*words, "--out", str(folder / "report")])
 
 
-def train(data: Path, folder: Path, seed: int, steps: int, *more: str) -> None:
+def train_policy(data: Path, folder: Path, seed: int, steps: int, *more: str) -> None:
     words = ["train", str(data), "--out", str(folder), "--device", "cpu"]
-    chosen = [*POLICY, "--seed", str(seed), "--steps", str(steps), "--checkpoint-every", "500", *more]
-    _goes_on(folder, words, chosen, steps)
+    chosen = [*POLICY, "--seed", str(seed), "--steps", str(steps), "--checkpoint-every", "125", *more]
+    train(folder, words, chosen, steps)
 
 
 def untrained(folder: Path, runs: Path, seed: int) -> None:
@@ -153,40 +157,38 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def evaluated(folder: Path, episodes: int, workers: int) -> dict[str, Any]:
     from robolearn.evaluation import evaluate
-    from robolearn.evaluation.intervals import wilson_interval
     from robolearn.policies.checkpoint import load_policy
-    from robolearn.training.metrics import read_metrics
     from robolearn_sim.worlds import make_world
 
     make = functools.partial(make_world, "pusht", images=True)
-    load = functools.partial(load_policy, folder)
-    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    result = evaluate(load, make, seeds, workers=workers, envs_per_worker=50).to_json()
+
+    def one(checkpoint: Path, seeds: range) -> Evaluation:
+        load = functools.partial(load_policy, checkpoint)
+        return evaluate(load, make, seeds, workers=workers, envs_per_worker=50)
+
+    found = by_turns(folder, range(FIRST_SEED, FIRST_SEED + episodes), one)
     return {
-        "episodes": episodes,
-        "success": result["success_rate"],
-        "success_interval": list(wilson_interval(round(result["success_rate"] * episodes), episodes)),
-        "score": result["score"],
-        "score_interval": result["score_interval"],
-        "train_cpu_s": max(row["cpu_s"] for row in read_metrics(folder) if "cpu_s" in row),
-        "parameters": sum(p.numel() for p in load().parameters()),
+        "success": found.success_rate,
+        "success_interval": list(found.success_interval),
+        "score": found.score,
+        "score_interval": list(found.score_interval),
+        "train_cpu_s": train_cpu_s(folder),
+        "parameters": sum(p.numel() for p in load_policy(folder).parameters()),
     }
 
 
-def write(runs: Path, folder: Path | None = None) -> None:
-    """Rows of all runs, in the order of VARIANTS."""
-    rows = [json.loads(path.read_text()) for path in runs.glob("*/row-*.json")]
-    rows.sort(key=lambda row: (VARIANTS.index(row["variant"]), row["seed"], row["episodes"]))
-    where = {} if folder is None else {"folder": folder}
-    print(write_family("latent-action", rows, **where))
-    print(write_results("policies_latent", [_shown(row) for row in rows], **where))
+def write(runs: Path) -> None:
+    rows = saved(list(runs.glob("*/row-*.json")))
+    print(add_rows("families", rows, family_order))
+    print(add_rows("policies_latent", [_shown(row) for row in rows], lambda row: tuple(row.values())[:3]))
     models = sorted(path.parents[1] for path in runs.glob("latent-*/report/report.json"))
-    print(write_results("latent_models", [figures(model) for model in models], **where))
+    models = [{**figures(model), "commit": commit()} for model in models]
+    print(add_rows("latent_models", models, lambda row: (row["bottleneck"], row["seed"])))
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """What a page shows of a row."""
-    keys = ("variant", "seed", "episodes", "score", "success", "success_interval", "train_cpu_s")
+    keys = ("variant", "seed", "episodes", "score", "success", "success_interval", "train_cpu_s", "commit")
     return {key: row[key] for key in keys}
 
 
@@ -200,31 +202,6 @@ def everything(runs: Path, seeds: int, one: Callable[[str, int], None]) -> None:
     for bottleneck in ("vq", "fsq"):
         learn(runs, runs / f"latent-0-{bottleneck}", 0, bottleneck)
         write(runs)
-
-
-def _goes_on(folder: Path, words: list[str], chosen: list[str], steps: int) -> None:
-    """Run the command, or go on with what it has begun in ``folder``."""
-    from robolearn.training.metrics import read_metrics
-
-    if folder.exists() and (rows := read_metrics(folder)) and rows[-1]["step"] >= steps:
-        return
-    if (folder / "training.safetensors").exists():
-        _checked([*words, "--resume"])
-        return
-    for name in ("config.yaml", "metrics.jsonl", "loss.png"):  # it was stopped before its first state was saved
-        (folder / name).unlink(missing_ok=True)
-    _checked([*words, *chosen])
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
-
-
-def _checked(words: list[str]) -> None:
-    if robolearn(words):
-        raise SystemExit(2)
 
 
 def main() -> None:

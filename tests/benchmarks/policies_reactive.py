@@ -6,10 +6,11 @@ inside a chunk.
     python tests/benchmarks/policies_reactive.py all --seeds 3      # all that are missing, one after the other
     python tests/benchmarks/policies_reactive.py write              # what is done -> results/families.json
 
-Each can be stopped at any time and goes on where it was. All learn from the same demonstrations, see the same
-observations (wrench included), and have the same trunk, sampler and number of steps; a new chunk is there DELAY control
-steps after its observation (100 ms, `robolearn eval --scheduler naive --delay 2`). The last checkpoint (averaged
-weights) runs the starts from seed 100000 on, on a board that stays ("calm") and one that moves ("perturbed").
+Each can be stopped at any time and goes on where it was (`resumable.py`). All learn from the same demonstrations, see
+the same observations (wrench included), and have the same trunk, sampler and number of steps; a new chunk is there
+DELAY control steps after its observation (100 ms, `robolearn eval --scheduler naive --delay 2`). The last five
+checkpoints (averaged weights) run by turns the starts from seed 100000 on, on a board that stays ("calm") and one that
+moves ("perturbed").
 
 - method: latent diffusion, a chunk every LONG steps; the decoder feels at 100 Hz.
 - control-long: diffusion of actions, a chunk every LONG steps.
@@ -28,18 +29,19 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import write_family
+from results import add_rows, commit, family_order, has_row
+from resumable import by_turns, checked, save, saved, train, train_cpu_s
 
-from robolearn.cli.main import main as robolearn
-from robolearn_data.schema import Observation, UserError
+from robolearn.evaluation.results import Evaluation
+from robolearn_data.schema import Observation
 from robolearn_data.world import FastWorld, Instant, Step
 
+FAMILY = "slow-fast"
 FIRST_SEED, DELAY, LONG = 100_000, 2, 12
 DATA = "perturbed-relative.zarr"
 DEMONSTRATIONS, TOKENIZER_STEPS, STEPS = 200, 1000, 2500
@@ -117,6 +119,11 @@ class Swapped(Noted):
         return self._world.finish()
 
 
+def _felt(run: Path, condition: str) -> Path:
+    """What was felt in the method's episodes."""
+    return run / f"felt-{condition}"
+
+
 def _felt_in(folder: Path, seed: int) -> Path:
     return folder / f"{seed}.npy"
 
@@ -128,7 +135,7 @@ def prepare(runs: Path) -> None:
     if not data.exists():
         partial = data.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        _checked([*words, "--episodes", str(DEMONSTRATIONS), str(partial)])
+        checked([*words, "--episodes", str(DEMONSTRATIONS), str(partial)])
         partial.rename(data)
     print(json.dumps(reactions(data)))
 
@@ -153,39 +160,28 @@ def reactions(data: Path) -> dict[str, float]:
     return {"r2_of_height_and_force": float(np.corrcoef(move, force)[0, 1] ** 2), "outside_band": outside}
 
 
-def train(runs: Path, name: str, seed: int) -> Path:
-    from robolearn.training.metrics import read_metrics
-
+def learn(runs: Path, name: str, seed: int) -> Path:
     folder = runs / f"{name}-{seed}"
-    last = STEPS + (0 if name == "diffusion" else TOKENIZER_STEPS)
-    if folder.exists() and (rows := read_metrics(folder)) and rows[-1]["step"] >= last:
-        return folder
-    words = ["train", str(runs / DATA), "--out", str(folder)]
-    if (folder / "training.safetensors").exists():
-        words += ["--resume"]
-    else:
-        for leftover in folder.glob("*"):
-            if leftover.is_file():  # of a run that was stopped before its first state
-                leftover.unlink()
-        words += [*TRAINED[name], *SHARED, "--seed", str(seed), "--steps", str(STEPS), "--checkpoint-every", "500"]
-        words += ["--device", "cpu"]
-    _checked(words)
+    words = ["train", str(runs / DATA), "--out", str(folder), "--device", "cpu"]
+    chosen = [*TRAINED[name], *SHARED, "--seed", str(seed), "--steps", str(STEPS), "--checkpoint-every", "250"]
+    train(folder, words, chosen, STEPS + (0 if name == "diffusion" else TOKENIZER_STEPS))
     return folder
 
 
 def run(runs: Path, variant: str, seed: int, *, episodes: int, workers: int) -> None:
     name, scheduler, every = VARIANTS[variant]
     rows = {condition: runs / f"row-{variant}-{seed}-{condition}-{episodes}.json" for condition in WORLDS}
-    if all(path.exists() for path in rows.values()):
+    row = {"family": FAMILY, "variant": variant, "seed": seed, "episodes": episodes}
+    if all(path.exists() or has_row("families", **row, condition=condition) for condition, path in rows.items()):
         return
-    if variant == "control-force-swapped":
-        run(runs, "method", seed, episodes=episodes, workers=workers)
-    folder = train(runs, name, seed)
+    folder = learn(runs, name, seed)
     for condition, path in rows.items():
+        if variant == "control-force-swapped" and not _felt_in(_felt(folder, condition), FIRST_SEED).exists():
+            evaluated(folder, "method", condition, scheduler, every, seed, episodes, workers)
         if not path.exists():
             row = evaluated(folder, variant, condition, scheduler, every, seed, episodes, workers)
-            _write(path, row)
-            print(json.dumps(row), flush=True)
+            save(path, row)
+            print(path.read_text(), flush=True)
 
 
 def evaluated(
@@ -193,25 +189,30 @@ def evaluated(
 ) -> dict[str, Any]:
     from robolearn.cli.eval import DelayedRollout
     from robolearn.evaluation import evaluate
-    from robolearn.evaluation.intervals import wilson_interval
-    from robolearn.policies.checkpoint import resolve_checkpoint
     from robolearn_deploy.delayed import Delays
 
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    felt = folder / f"felt-{condition}"
+    felt = _felt(folder, condition)
     felt.mkdir(exist_ok=True)
     make = functools.partial(world_for, variant, condition, felt, seeds)
     how = DelayedRollout(scheduler, Delays.fixed(DELAY), every)
-    found = evaluate(resolve_checkpoint(folder), make, seeds, workers=workers, envs_per_worker=8, rollout=how)
+
+    def one(checkpoint: Path, seeds: range) -> Evaluation:
+        return evaluate(checkpoint, make, seeds, workers=workers, envs_per_worker=8, rollout=how)
+
+    found = by_turns(folder, seeds, one)
     return {
+        "family": FAMILY,
         "variant": variant,
         "condition": condition,
         "seed": seed,
         "episodes": episodes,
         "success": found.success_rate,
-        "success_interval": list(wilson_interval(found.successes, episodes)),
+        "success_interval": list(found.success_interval),
         "score": found.score,
         "seconds": float(np.mean([result.length for result in found.results])) / 20,
+        "train_cpu_s": train_cpu_s(folder),
+        "commit": commit(),
     }
 
 
@@ -224,22 +225,8 @@ def world_for(variant: str, condition: str, felt: Path, seeds: range) -> Any:
     return Swapped(world, felt, seeds) if variant == "control-force-swapped" else world
 
 
-def write(runs: Path, episodes: int) -> None:
-    order = {variant: i for i, variant in enumerate(VARIANTS)}
-    rows = [json.loads(path.read_text()) for path in runs.glob(f"row-*-{episodes}.json")]
-    rows.sort(key=lambda row: (order[row["variant"]], row["condition"], row["seed"]))
-    print(f"written: {write_family('slow-fast', rows)} ({len(rows)} rows)")
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
-
-
-def _checked(words: list[str]) -> None:
-    if robolearn(words):
-        raise UserError(f"robolearn {' '.join(words)} failed")
+def write(runs: Path) -> None:
+    print(add_rows("families", saved(list(runs.glob("row-*.json"))), family_order))
 
 
 def main() -> None:
@@ -269,7 +256,7 @@ def main() -> None:
             for variant in VARIANTS:  # in a process each, which leaves no memory behind
                 subprocess.run([sys.executable, __file__, *same, "run", variant, str(seed)], check=True)
     else:
-        write(options.runs, options.episodes)
+        write(options.runs)
 
 
 if __name__ == "__main__":

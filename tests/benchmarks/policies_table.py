@@ -5,9 +5,9 @@
     python tests/benchmarks/policies_table.py all --seeds 3             # all that are missing, one after the other
     python tests/benchmarks/policies_table.py write                     # what is done -> results/policies.json
 
-Each can be stopped at any time and goes on where it was. One run gives one row for each way to sample it (flow: 10
-steps and 1; diffusion: ddim-10, ddim-1, ddpm-100). A row is the mean of the last five of ten checkpoints, each over the
-same starts (seed 100000 and on); its interval is Wilson's for those starts, not five times as many.
+Each can be stopped at any time and goes on where it was (`resumable.py`). One run gives one row for each way to sample
+it (flow: 10 steps and 1; diffusion: ddim-10, ddim-1, ddpm-100). A row is the mean of the last five of ten checkpoints,
+each over the same starts (seed 100000 and on); its interval is Wilson's for those starts, not five times as many.
 
 - evaluations: of the trunk, for one chunk.
 - chunk_ms: from an observation to its chunk, batch 1, one thread, median of 50; denoiser_ms: the trunk's part of it.
@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from results import write_results
+from results import add_rows, commit, has_row
+from resumable import checked, save, saved, train, train_cpu_s
 
-from robolearn.cli.main import main as robolearn
 from robolearn_data.schema import UserError
 
+RESULT = "policies"
 FIRST_SEED, LAST, CHECKPOINTS = 100_000, 5, 10
-MARGIN = 0.05
-"""Within which two scores count as equal here; fixed before anything was measured."""
 
 
 class Task(NamedTuple):
@@ -41,9 +40,15 @@ class Task(NamedTuple):
     data: str
     worlds: int
     """Stepped together in one process."""
+    steps: int
+    chosen: tuple[str, ...] = ()
 
 
-TASKS = {"pusht": Task("pusht-state", "relabelled.zarr", 100), "lift": Task("lift-state", "lift100.zarr", 8)}
+TASKS = {
+    "lift": Task("lift-state", "lift100.zarr", 8, 2_000),
+    "pusht": Task("pusht-state", "relabelled.zarr", 100, 8_000, ("--batch-size", "64")),
+}
+"""PushT is trained on a sixth of its preset's windows: fifteen runs of it would take two days of a core."""
 SAMPLERS: dict[str, dict[str, tuple[dict[str, Any], int | None]]] = {
     "meanflow": {"meanflow-1": ({}, None)},
     "flow": {"flow-10": ({}, 10), "flow-1": ({}, 1)},
@@ -68,37 +73,31 @@ def prepare(runs: Path) -> None:
         pusht.prepare()
     if not (runs / TASKS["lift"].data).exists():
         words = ["collect", "--world", "lift", "--teleop", "scripted", "--episodes", "100"]
-        _checked([*words, str(runs / TASKS["lift"].data)])
+        checked([*words, str(runs / TASKS["lift"].data)])
 
 
-def run(runs: Path, task: str, policy: str, seed: int, *, episodes: int, steps: int | None, workers: int) -> None:
-    folder = runs / f"policies-{task}-{policy}-{seed}"
-    train(runs, folder, task, policy, seed, steps)
-    for row, (how, sampler_steps) in SAMPLERS[policy].items():
-        done = folder / f"row-{row}-{episodes}.json"
-        if done.exists():
-            continue
-        figures = measure(folder, task, row, how, sampler_steps, episodes, workers)
-        _write(done, {"task": task, "policy": row, "seed": seed, "episodes": episodes, **figures})
-        print(done.read_text(), flush=True)
-
-
-def train(runs: Path, folder: Path, task: str, policy: str, seed: int, steps: int | None) -> None:
-    from robolearn.training.config import PRESETS
-    from robolearn.training.metrics import read_metrics
-
-    steps = steps or PRESETS[TASKS[task].preset]().steps
-    last = 1 if policy == "nearest" else steps
-    if folder.exists() and (rows := read_metrics(folder)) and rows[-1]["step"] >= last:
+def run(runs: Path, task: str, policy: str, seed: int, *, episodes: int, workers: int) -> None:
+    rows = {name: {"task": task, "policy": name, "seed": seed, "episodes": episodes} for name in SAMPLERS[policy]}
+    missing = [name for name, row in rows.items() if not has_row(RESULT, **row)]
+    if not missing:
         return
-    words = ["train", str(runs / TASKS[task].data), "--out", str(folder)]
-    if (folder / "training.safetensors").exists():
-        words += ["--resume"]
-    else:
-        _remove_unfinished(folder)
-        words += ["--preset", TASKS[task].preset, "--policy", policy, "--seed", str(seed)]
-        words += ["--steps", str(steps), "--checkpoint-every", str(max(steps // CHECKPOINTS, 1)), "--device", "cpu"]
-    _checked(words)
+    folder = runs / f"policies-{task}-{policy}-{seed}"
+    learn(runs, folder, task, policy, seed)
+    for name in missing:
+        done = folder / f"row-{name}-{episodes}.json"
+        if not done.exists():
+            figures = measure(folder, task, name, *SAMPLERS[policy][name], episodes, workers)
+            save(done, {**rows[name], **figures, "commit": commit()})
+            print(done.read_text(), flush=True)
+
+
+def learn(runs: Path, folder: Path, task: str, policy: str, seed: int) -> None:
+    of = TASKS[task]
+    steps = 1 if policy == "nearest" else of.steps
+    words = ["train", str(runs / of.data), "--out", str(folder), "--device", "cpu"]
+    chosen = ["--preset", of.preset, *of.chosen, "--policy", policy, "--seed", str(seed)]
+    chosen += ["--steps", str(steps), "--checkpoint-every", str(max(steps // CHECKPOINTS, 1))]
+    train(folder, words, chosen, steps)
 
 
 def measure(
@@ -106,7 +105,6 @@ def measure(
 ) -> dict[str, Any]:
     from robolearn.evaluation.intervals import wilson_interval
     from robolearn.policies.checkpoint import list_checkpoints, load_policy
-    from robolearn.training.metrics import read_metrics
 
     checkpoints = list_checkpoints(folder)[-LAST:]
     found = [evaluated(checkpoint, task, row, how, steps, episodes, workers) for checkpoint in checkpoints]
@@ -118,7 +116,7 @@ def measure(
         "success_interval": list(wilson_interval(round(success * episodes), episodes)),
         "checkpoints": len(checkpoints),
         **speed(policy, task, steps),
-        "train_cpu_s": max(r["cpu_s"] for r in read_metrics(folder) if "cpu_s" in r),
+        "train_cpu_s": train_cpu_s(folder),
         "parameters": sum(p.numel() for p in policy.parameters()),
     }
 
@@ -139,7 +137,7 @@ def evaluated(
     worlds = TASKS[task].worlds
     result = evaluate(load, make, seeds, steps=steps, workers=workers, envs_per_worker=worlds).to_json()
     print(checkpoint, row, f"score {result['score']:.3f} success {result['success_rate']:.3f}", flush=True)
-    _write(cache, result)
+    save(cache, result)
     return result
 
 
@@ -176,13 +174,13 @@ def speed(policy: Any, task: str, steps: int | None, calls: int = 50, budget_s: 
     }
 
 
-def write(runs: Path, folder: Path | None = None) -> None:
-    """Rows of all runs, in the order of TASKS and SAMPLERS."""
-    order = [(task, row) for task in TASKS for rows in SAMPLERS.values() for row in rows]
-    rows = [json.loads(path.read_text()) for path in runs.glob("policies-*/row-*.json")]
-    rows.sort(key=lambda row: (order.index((row["task"], row["policy"])), row["seed"], row["episodes"]))
-    options = {} if folder is None else {"folder": folder}
-    print(write_results("policies", rows, margin=MARGIN, **options))
+def write(runs: Path) -> None:
+    print(add_rows(RESULT, saved(list(runs.glob("policies-*/row-*.json"))), order))
+
+
+def order(row: dict[str, Any]) -> tuple[Any, ...]:
+    policies = [name for names in SAMPLERS.values() for name in names]
+    return list(TASKS).index(row["task"]), policies.index(row["policy"]), row["seed"], row["episodes"]
 
 
 def everything(runs: Path, seeds: int, one: Callable[[str, str, int], None]) -> None:
@@ -194,23 +192,6 @@ def everything(runs: Path, seeds: int, one: Callable[[str, str, int], None]) -> 
                 write(runs)
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """A run that was stopped before its first state was saved has nothing to go on from."""
-    for name in ("config.yaml", "metrics.jsonl", "loss.png"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(path)
-
-
-def _checked(words: list[str]) -> None:
-    if robolearn(words):
-        raise SystemExit(2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["prepare", "run", "all", "write"])
@@ -218,10 +199,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--steps", type=int, help="of training, in place of the preset's")
     parser.add_argument("--workers", type=int, default=1, help="processes that evaluate")
     options = parser.parse_args()
-    one = functools.partial(run, options.runs, episodes=options.episodes, steps=options.steps, workers=options.workers)
+    one = functools.partial(run, options.runs, episodes=options.episodes, workers=options.workers)
     match options.what, options.which:
         case "prepare", []:
             prepare(options.runs)

@@ -163,7 +163,7 @@ def _across(
 def render(content: dict[str, Any]) -> str:
     """A Markdown table of ``rows``, sorted by policy and seed where they have them, with its provenance below."""
     rows = content["rows"]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "commit"))
     if {"policy", "seed"} <= set(keys):
         rows = sorted(rows, key=lambda row: (row["policy"], row["seed"]))
     numeric = {k: all(isinstance(row.get(k, 0), int | float | list) for row in rows) for k in keys}
@@ -176,7 +176,9 @@ def render(content: dict[str, Any]) -> str:
 
 
 def _provenance(content: dict[str, Any]) -> str:
-    return f"{content['machine']}; {content['date']}; commit {content['commit']}."
+    """Where a table has rows of several commits, they have one each."""
+    commits = sorted({row["commit"] for row in content["rows"] if "commit" in row}) or [content["commit"]]
+    return f"{content['machine']}; {content['date']}; commit {', '.join(commits)}."
 
 
 def _cell(key: str, value: Any) -> str:

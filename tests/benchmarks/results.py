@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,11 @@ from robolearn.evaluation.machine import machine
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[2]
+CONDITIONS = (
+    *("seen", "held-out", "held-out-reworded", "held-out-synonyms", "held-out-pairs", "switched"),
+    *("calm", "perturbed"),
+)
+"""Of families.json, in the order of its tables."""
 
 
 def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS, **figures: Any) -> Path:
@@ -30,18 +35,32 @@ def write_results(name: str, rows: Sequence[dict[str, Any]], folder: Path = RESU
     return path
 
 
-def write_family(family: str, rows: Sequence[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Replace the rows of one family in families.json, and leave those of the others as they are.
+def read_rows(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Rows of ``<name>.json``; none where it is missing."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
 
-    Each row has "family". The date and commit of each family stand under "families".
+
+def add_rows(
+    name: str, rows: Sequence[dict[str, Any]], order: Callable[[dict[str, Any]], Any], folder: Path = RESULTS
+) -> Path:
+    """Write ``<name>.json`` with its rows of before and ``rows``, sorted by ``order``.
+
+    What is equal in ``order`` is the same row, of which the new one stays. Each has the "commit" it was measured on.
     """
-    path = folder / "families.json"
-    old = json.loads(path.read_text()) if path.exists() else {"rows": [], "families": {}}
-    kept = [row for row in old["rows"] if row["family"] != family]
-    measured = {"date": datetime.now(UTC).date().isoformat(), "commit": commit()}
-    families = {**old["families"], family: measured}
-    joined = sorted([*kept, *({"family": family, **row} for row in rows)], key=lambda row: row["family"])
-    return write_results("families", joined, folder, families=dict(sorted(families.items())))
+    joined = {order(row): row for row in [*read_rows(name, folder), *rows]}
+    return write_results(name, [joined[key] for key in sorted(joined)], folder)
+
+
+def has_row(name: str, folder: Path = RESULTS, **values: Any) -> bool:
+    """Whether a row of ``<name>.json`` has these values."""
+    return any(all(row.get(key) == value for key, value in values.items()) for row in read_rows(name, folder))
+
+
+def family_order(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Order of the rows of families.json: the method before its controls."""
+    method = not row["variant"].startswith("method")
+    return row["family"], method, row["variant"], CONDITIONS.index(row["condition"]), row["seed"], row["episodes"]
 
 
 def commit() -> str:
