@@ -30,7 +30,7 @@ BAND_N = (3.0, 9.0)
 """The force upwards on the tool with which dirt comes off."""
 LIMIT_N = 16.0
 """Beyond it the board is damaged, and the episode over."""
-SPOTS, LINE_M, WIPE_M = 24, 0.2, 0.006
+SPOTS, LINE_M, WIPE_M = 24, 0.2, 0.008
 """Of dirt, along a line so long; each comes off where the tool is so near."""
 WIPED = 23 / SPOTS
 """Share of the spots that counts as success."""
@@ -52,12 +52,12 @@ POSTURE = np.array([0.0, 0.35, 0.0, -2.27, 0.0, 2.62, math.pi / 4])
 
 STATE = Stream(
     (8,),
-    names=(*("tool_x", "tool_y", "tool_z"), *("next_x", "next_y"), *("end_x", "end_y"), "dirty"),
+    names=(*("tool_x", "tool_y", "tool_z"), *("to_next_x", "to_next_y"), *("to_end_x", "to_end_y"), "dirty"),
     unit="m,m,m,m,m,m,m,1",
     frame="base",
 )
-"""The tool's tip, as if its spring were relaxed; the first dirty spot and the last of the line (the board's height is
-not told); the share that is dirty."""
+"""The tool's tip, as if its spring were relaxed; from it to the first dirty spot and to the last of the line (the
+board's height is not told); the share that is dirty."""
 WRENCH = Stream(
     (FORCE_HZ // CONTROL_HZ, 6),
     names=("fx", "fy", "fz", "tx", "ty", "tz"),
@@ -269,7 +269,8 @@ class Wipe:
     def _observe(self) -> Observation:
         dirty = np.flatnonzero(self._dirty)
         following = self.line[dirty[0] if len(dirty) else -1]
-        state = [*self._data.site_xpos[self._tool], *following, *self.line[-1], self._dirty.mean()]
+        tool = self._data.site_xpos[self._tool]
+        state = [*tool, *(following - tool[:2]), *(self.line[-1] - tool[:2]), self._dirty.mean()]
         observation: Observation = {
             "state": np.array(state, np.float32),
             "wrench": self._wrenches.astype(np.float32),

@@ -41,10 +41,9 @@ class WipeExpert:
     def _target(self, observation: Observation) -> np.ndarray:
         """Where the tip shall be."""
         state = observation["state"].astype(np.float64)
-        tool, following = state[:3], state[3:5]
+        tool, way = state[:3], state[3:5]
         force = float(observation["wrench"][-5:, 2].mean())
         z = float(tool[2]) if self.height is None else self.height
-        way = following - tool[:2]
         left = float(np.hypot(*way))
         if force > TOUCH_N:
             self.touched = True

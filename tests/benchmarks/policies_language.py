@@ -83,7 +83,7 @@ def settings(variant: str, seed: int, steps: int) -> TrainConfig:
         optimiser=OptimiserConfig(lr=1e-3, warmup=200),
         observe=TRAINED[variant],
         steps=steps,
-        batch_size=128,
+        batch_size=64,
         seed=seed,
         checkpoint_every=max(steps // CHECKPOINTS, 1),
     )

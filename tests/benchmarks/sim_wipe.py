@@ -49,9 +49,11 @@ def in_chunks(steps: int, *, fast: bool = False) -> Drive:
                 plan.append(action)
                 nearest = int(np.argmin(np.linalg.norm(line - action[:2], axis=1)))
                 state = held["state"].copy()
+                following = state[:2] + state[3:5]
                 state[:2] = action[:2]
                 if expert.touched and BAND_N[0] <= held["wrench"][-5:, 2].mean() <= BAND_N[1]:
-                    state[3:5] = line[min(nearest + 1, len(line) - 1)]
+                    following = line[min(nearest + 1, len(line) - 1)]
+                state[3:5] = following - action[:2]
                 held["state"] = state
             for action in plan:
                 tremor = NOISE * expert.noise_shape * rng.standard_normal(3)

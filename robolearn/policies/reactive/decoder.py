@@ -124,14 +124,19 @@ class _Network:
         w = self._width
         given = self._inputs[place] + block @ self._entry_block
         again = before @ self._again + self._again_bias
-        reset, keep = np.split(1 / (1 + np.exp(-(given[: 2 * w] + again[: 2 * w]))), 2)
+        reset, keep = np.split(_sigmoid(given[: 2 * w] + again[: 2 * w]), 2)
         new = np.tanh(given[2 * w :] + reset * again[2 * w :])
         return (1 - keep) * new + keep * before
 
     def action(self, place: int, state: np.ndarray) -> np.ndarray:
         """The action (A,) of a tick, normalised."""
         hidden = self._skips[place] + state @ self._hidden_state
-        return (hidden / (1 + np.exp(-hidden))) @ self._exit + self._exit_bias
+        return (hidden * _sigmoid(hidden)) @ self._exit + self._exit_bias
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """Without the overflow of exp."""
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robolearn.policies.attention import attention
 from robolearn.policies.contracts import Context
 from robolearn.policies.trunks.embedding import sinusoid, time_features
 
@@ -116,5 +117,5 @@ class _Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.query(h_BTD), *self.key_value(memory_BND).chunk(2, dim=-1))
         )
-        y = F.scaled_dot_product_attention(query, key, value)
+        y = attention(query, key, value)
         return self.out(y.transpose(1, 2).flatten(2))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robolearn.policies.attention import attention
+
 
 def rotate(x_BHTE: Tensor, position_BT: Tensor, theta: float) -> Tensor:
     """Rotary position embedding (Su et al. 2021), halves rotated against each other as in Llama."""
@@ -25,7 +27,7 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, allowed_BTS: Tensor) 
     """Softmax attention, (B, T, H * E). ``allowed``: bool, at least one key for each query."""
     share = q_BHTE.shape[1] // k_BKSE.shape[1]
     k, v = (x.to(q_BHTE.dtype).repeat_interleave(share, dim=1) for x in (k_BKSE, v_BKSE))
-    y = F.scaled_dot_product_attention(q_BHTE, k, v, attn_mask=allowed_BTS.unsqueeze(1))
+    y = attention(q_BHTE, k, v, allowed_BTS.unsqueeze(1))
     return y.transpose(1, 2).flatten(2)
 
 
