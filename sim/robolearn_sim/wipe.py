@@ -30,9 +30,11 @@ BAND_N = (3.0, 9.0)
 """The force upwards on the tool with which dirt comes off."""
 LIMIT_N = 16.0
 """Beyond it the board is damaged, and the episode over."""
-SPOTS, LINE_M, WIPE_M = 24, 0.2, 0.008
+SPOTS, LINE_M, WIPE_M = 16, 0.2, 0.012
 """Of dirt, along a line so long; each comes off where the tool is so near."""
-WIPED = 23 / SPOTS
+SEEN_M = 0.02
+"""How far off the tool the first dirty spot is seen; one farther off is seen in its direction."""
+WIPED = 15 / SPOTS
 """Share of the spots that counts as success."""
 TOOL_STIFFNESS = 700.0  # N/m
 ARM_STIFFNESS = 2500.0  # 1/s^2, of the controller
@@ -56,8 +58,8 @@ STATE = Stream(
     unit="m,m,m,m,m,m,m,1",
     frame="base",
 )
-"""The tool's tip, as if its spring were relaxed; from it to the first dirty spot and to the last of the line (the
-board's height is not told); the share that is dirty."""
+"""The tool's tip, as if its spring were relaxed; from it towards the first dirty spot, ``SEEN_M`` where that is farther
+away, and to the last of the line (the board's height is not told); the share that is dirty."""
 WRENCH = Stream(
     (FORCE_HZ // CONTROL_HZ, 6),
     names=("fx", "fy", "fz", "tx", "ty", "tz"),
@@ -270,7 +272,9 @@ class Wipe:
         dirty = np.flatnonzero(self._dirty)
         following = self.line[dirty[0] if len(dirty) else -1]
         tool = self._data.site_xpos[self._tool]
-        state = [*tool, *(following - tool[:2]), *(self.line[-1] - tool[:2]), self._dirty.mean()]
+        way = following - tool[:2]
+        way = way * min(1.0, SEEN_M / max(float(np.linalg.norm(way)), 1e-9))
+        state = [*tool, *way, *(self.line[-1] - tool[:2]), self._dirty.mean()]
         observation: Observation = {
             "state": np.array(state, np.float32),
             "wrench": self._wrenches.astype(np.float32),

@@ -17,15 +17,13 @@ Each can be stopped at any time and goes on where it was (`resumable.py`). Varia
 Conditions: seen (sentences and pairs of verb and colour of the demonstrations, other scenes); held-out-reworded (other
 sentences of the same words), held-out-synonyms (a verb in other words), held-out-pairs (pairs of verb and colour that
 no demonstration has), held-out (these three together); switched (another instruction after 40 steps, which alone
-counts). A row is the mean over the last checkpoints, each over the same starts (seed 100000 and on); its interval is
-Wilson's for those starts, not several times as many.
+counts). The last five of ten checkpoints run by turns the starts from seed 100000 on.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -34,9 +32,10 @@ from typing import Any
 
 import numpy as np
 from results import add_rows, commit, family_order, has_row
-from resumable import checked, save, saved, train, train_cpu_s
+from resumable import by_turns, checked, save, saved, train, train_cpu_s
 
 from robolearn.evaluation.intervals import wilson_interval
+from robolearn.evaluation.results import Evaluation
 from robolearn.policies.checkpoint import list_checkpoints, load_policy
 from robolearn.policies.vla.config import SmallConfig
 from robolearn.training.config import PRESETS, OptimiserConfig, TrainConfig, dump_config
@@ -46,6 +45,8 @@ from robolearn_data.schema import UserError
 
 FAMILY, WORLD = "vla", "so101_language"
 FIRST_SEED, CHECKPOINTS = 100_000, 10
+SAMPLER_STEPS, EPISODE_STEPS = 5, 150
+"""In evaluation: of flow matching, and at most in an episode (demonstrations take about 50)."""
 EPISODES, NOISE = 2000, 0.2
 """Of the demonstrations."""
 CONDITIONS = {
@@ -106,7 +107,7 @@ def prepare(runs: Path, variant: str, episodes: int) -> None:
     checked(words)
 
 
-def run(runs: Path, variant: str, seed: int, *, episodes: int, starts: int, steps: int, last: int) -> None:
+def run(runs: Path, variant: str, seed: int, *, episodes: int, starts: int, steps: int) -> None:
     """Train and evaluate; writes a file for each condition."""
     source, conditions = TESTED[variant]
     folder = runs / f"{source}-{seed}"
@@ -120,10 +121,8 @@ def run(runs: Path, variant: str, seed: int, *, episodes: int, starts: int, step
         start.write_text(dump_config(settings(source, seed, steps)))
         words = ["train", str(data_of(runs, source)), "--out", str(folder), "--device", "cpu"]
         train(folder, words, ["--config", str(start)], steps)
-        found = [evaluated(checkpoint, world, starts) for checkpoint in list_checkpoints(folder)[-last:]]
-        success = float(np.mean([one["success_rate"] for one in found]))
-        row |= {"success": success, "success_interval": list(wilson_interval(round(success * starts), starts))}
-        row |= {"score": float(np.mean([one["score"] for one in found])), "checkpoints": len(found)}
+        found = evaluated(folder, world, starts)
+        row |= {"success": found.success_rate, "success_interval": list(found.success_interval), "score": found.score}
         row |= {**about(folder, runs, source), "commit": commit()}
         if condition != "switched":
             row["by_verb"] = by_verb(world, found)
@@ -131,34 +130,31 @@ def run(runs: Path, variant: str, seed: int, *, episodes: int, starts: int, step
         print(done.read_text(), flush=True)
 
 
-def evaluated(checkpoint: Path, world: str, starts: int) -> dict[str, Any]:
+def evaluated(folder: Path, world: str, starts: int) -> Evaluation:
     from robolearn.evaluation import evaluate
     from robolearn_sim.worlds import make_world
 
-    cache = checkpoint / f"{world.replace('/', '-')}-{starts}.json"
-    if cache.exists():
-        return json.loads(cache.read_text())
-    load = functools.partial(load_policy, checkpoint)
-    images = {"images": True} if "front" in load().spec.observation else {}
-    make = functools.partial(make_world, world, **images)
-    seeds = range(FIRST_SEED, FIRST_SEED + starts)
-    result = evaluate(load, make, seeds, workers=0, envs_per_worker=32).to_json()
-    print(checkpoint, world, f"score {result['score']:.3f} success {result['success_rate']:.3f}", flush=True)
-    save(cache, result)
-    return result
+    images = {"images": True} if "front" in load_policy(folder).spec.observation else {}
+    make = functools.partial(make_world, world, max_steps=EPISODE_STEPS, **images)
+
+    def one(checkpoint: Path, seeds: range) -> Evaluation:
+        load = functools.partial(load_policy, checkpoint)
+        return evaluate(load, make, seeds, steps=SAMPLER_STEPS, workers=0, envs_per_worker=40)
+
+    return by_turns(folder, range(FIRST_SEED, FIRST_SEED + starts), one)
 
 
-def by_verb(world: str, found: list[dict[str, Any]]) -> dict[str, str]:
-    """Verb -> "solved of asked", over all checkpoints."""
+def by_verb(world: str, found: Evaluation) -> dict[str, str]:
+    """Verb -> "solved of asked"."""
     from robolearn_sim.worlds import make_world
 
     asked, solved = Counter[str](), Counter[str]()
     with closing(make_world(world)) as scene:
-        for episode in found[0]["results"]:
-            scene.reset(episode["seed"])
+        for episode in found.results:
+            scene.reset(episode.seed)
             verb = scene.goal.verb  # type: ignore[attr-defined]
-            asked[verb] += len(found)
-            solved[verb] += sum(one["success"] for e in found for one in e["results"] if one["seed"] == episode["seed"])
+            asked[verb] += 1
+            solved[verb] += episode.success
     return {verb: f"{solved[verb]} of {asked[verb]}" for verb in sorted(asked)}
 
 
@@ -205,9 +201,8 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, default=EPISODES)
     parser.add_argument("--episodes", type=int, default=200, help="starts of each condition")
     parser.add_argument("--steps", type=int, default=6000, help="of training")
-    parser.add_argument("--last", type=int, default=5, help="checkpoints that a row is the mean of")
     options = parser.parse_args()
-    how = {"episodes": options.demonstrations, "starts": options.episodes, "steps": options.steps, "last": options.last}
+    how = {"episodes": options.demonstrations, "starts": options.episodes, "steps": options.steps}
     match options.what, options.which:
         case "prepare", []:
             prepare(options.runs, "method", options.demonstrations)

@@ -44,9 +44,9 @@ from robolearn_data.world import FastWorld, Instant, Step
 FAMILY = "slow-fast"
 FIRST_SEED, DELAY, LONG = 100_000, 2, 12
 DATA = "perturbed-relative.zarr"
-DEMONSTRATIONS, TOKENIZER_STEPS, STEPS = 200, 1000, 2500
+DEMONSTRATIONS, TOKENIZER_STEPS, STEPS = 300, 1500, 4000
 WORLDS = {"calm": "wipe/calm-relative", "perturbed": "wipe/perturbed-relative"}
-TOKENIZER = ["--policy.tokenizer.steps", str(TOKENIZER_STEPS), "--policy.tokenizer.kl", "1e-3"]
+TOKENIZER = ["--policy.tokenizer.steps", str(TOKENIZER_STEPS), "--policy.tokenizer.kl", "1e-4"]
 SHARED = ["--policy.horizon", "16", "--policy.action-horizon", str(LONG), "--policy.trunk.widths", "32", "64", "128"]
 SHARED += ["--policy.learn-padding", "--pad-after", "14", "--optimiser.lr", "1e-3", "--optimiser.warmup", "200"]
 TRAINED = {
@@ -131,7 +131,7 @@ def _felt_in(folder: Path, seed: int) -> Path:
 def prepare(runs: Path) -> None:
     """Record the demonstrations, and print how much of their up and down answers the force."""
     data = runs / DATA
-    words = ["collect", "--world", WORLDS["perturbed"], "--teleop", "scripted", "--noise", "0.05", "--workers", "1"]
+    words = ["collect", "--world", WORLDS["perturbed"], "--teleop", "scripted", "--noise", "0.1", "--workers", "1"]
     if not data.exists():
         partial = data.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
