@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(PYTHON is None, reason="make test-lerobot: needs
 TEXT = Stream((64,), "uint8", "text")
 LAYERS = 4
 CLOSE = 5e-5
-"""Of two results in float32, as a part of their spread; 1e-5 was measured, 2e-4 of them are off with float32 times."""
+"""Largest difference of two results in float32, as a part of their spread: 1.1e-5 was measured."""
 
 
 @pytest.fixture(scope="module")
