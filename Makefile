@@ -34,15 +34,16 @@ LEROBOT := .venv-lerobot
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
 	$$p -c '' 2>/dev/null && echo $$p && break; done)
 
-test-lerobot: $(READY) $(LEROBOT)/.ready  ## LeRobot itself loads our exports and drives our twins; needs Python 3.12 and 6 GB, and is no part of CI
+test-lerobot: $(READY) $(LEROBOT)/.ready  ## LeRobot itself loads our exports, drives our twins and computes what our SmolVLA does; needs Python 3.12 and 6 GB, and is no part of CI
 	rm -rf build/lerobot && mkdir -p build/lerobot
 	$(BIN)/python tests/lerobot/export.py build/lerobot
 	HF_HOME=$(CURDIR)/build/lerobot/.hub HF_HUB_OFFLINE=1 $(LEROBOT)/bin/python tests/lerobot/check.py build/lerobot
 	PYTHONPATH=data:hardware $(LEROBOT)/bin/python tests/lerobot/devices.py
+	ROBOLEARN_LEROBOT_PYTHON=$(CURDIR)/$(LEROBOT)/bin/python $(BIN)/python -m pytest -rP tests/test_vla_lerobot.py
 
 $(LEROBOT)/.ready:
 	"$(PYTHON312)" -m venv $(LEROBOT)
-	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset,feetech]==0.6.1' pydantic
+	$(LEROBOT)/bin/python -m pip install 'lerobot[dataset,feetech,smolvla]==0.6.1' pydantic
 	touch $@
 
 OPENPI := .venv-openpi

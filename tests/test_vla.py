@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import Tensor
 from vla_makers import FAMILIES, TEXT, TEXTS, backbone, encoder, make_vla, noise, seen
 
 from robolearn.policies.bid import bidirectional_decoding
-from robolearn.policies.contracts import Context, Prior, PriorMethod
+from robolearn.policies.contracts import Batch, Context, Prior, PriorMethod
 from robolearn.policies.engines.compiled import compile_policy
 from robolearn.policies.objectives.flow import FlowConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.streaming import StreamingBuffer, stream
-from robolearn.policies.trunks.embedding import sinusoid, time_features
+from robolearn.policies.trunks.embedding import TimeFeatures, sinusoid
 from robolearn.policies.vla.attention import rms_normalised
 from robolearn.policies.vla.config import VlaConfig
 from robolearn.policies.vla.images import letterboxed
@@ -44,6 +45,23 @@ def rotated(x: Tensor, position: Tensor, theta: float) -> Tensor:
     turn = position[:, None, :, None].double() / theta ** (torch.arange(half).double() / half)
     z = torch.complex(x[..., :half], x[..., half:]) * torch.polar(torch.ones_like(turn), turn)
     return torch.cat([z.real, z.imag], dim=-1)
+
+
+def time_in_double(t: Tensor, width: int) -> Tensor:
+    """Sines then cosines of periods 4e-3 to 4 (pi0), (...) -> (..., width)."""
+    period = 4e-3 * 1000 ** torch.linspace(0, 1, width // 2, dtype=torch.float64)
+    angle = 2 * math.pi * t.double().unsqueeze(-1) / period
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def test_float32_is_enough_for_the_time() -> None:
+    t = torch.cat([torch.linspace(0, 1, 11), torch.rand(10_000, generator=torch.Generator().manual_seed(0))])
+    features = TimeFeatures(96)
+    torch.testing.assert_close(features(t).double(), time_in_double(t, 96), rtol=0, atol=2e-6)
+    at, step = torch.tensor([0.37], dtype=torch.float64), torch.tensor([1e-6], dtype=torch.float64)
+    slope = (time_in_double(at + step, 96) - time_in_double(at - step, 96)) / 2e-6
+    got = torch.func.jvp(features.double(), (at,), (torch.ones_like(at),))[1]
+    torch.testing.assert_close(got, slope, rtol=1e-5, atol=1e-2)
 
 
 def joint_velocity(policy: Policy, observation: dict[str, Tensor], x: Tensor, t: Tensor) -> Tensor:
@@ -72,7 +90,7 @@ def joint_velocity(policy: Policy, observation: dict[str, Tensor], x: Tensor, t:
 
     a = expert.embed_action(F.pad(x, (0, config.max_action - x.shape[-1])))
     a = a + sinusoid(torch.arange(count).float(), config.width, min_period=2.0, max_period=1000.0).double()
-    c = F.silu(expert.embed_time(time_features(1 - t, config.width).double()))
+    c = F.silu(expert.embed_time(time_in_double(1 - t, config.width)))
     shape = encode.shape
 
     def split(y: Tensor) -> Tensor:
@@ -273,9 +291,27 @@ def test_a_chunk_does_not_depend_on_the_batch_it_is_computed_in() -> None:
     torch.testing.assert_close(alone[0], chunk[2], rtol=1e-4, atol=1e-2)
 
 
+def test_padding_is_denoised_and_learned_with_the_action_if_it_is_noise() -> None:
+    policy = make_vla(padding="noise", max_action=5)
+    context, t = policy.encode(seen()), torch.full((B, 1), 0.3)
+    start, other = noise(policy), noise(policy)
+    assert start.shape == (B, TP, 5)
+    other[..., 2:] += 1
+    with torch.inference_mode():
+        chunks = [policy.sample(context, noise=x) for x in (start, other)]
+        assert chunks[0].shape == (B, TP, 2)
+        assert not torch.allclose(*chunks, rtol=1e-3)
+        batch = Batch(seen(), actions()[:B], torch.zeros(B, TP, dtype=torch.bool))
+        loss = policy.loss(batch, draws={"noise": start, "time": t}).terms["flow"]
+        clean = F.pad((actions()[:B] - policy.action.offset) * policy.action.scale, (0, 3))
+        velocity = policy.network(context)(0.7 * start + 0.3 * clean, t)
+    torch.testing.assert_close(loss, (velocity - clean + start).square().mean((1, 2)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "noise"])
 @pytest.mark.parametrize("method", ["inpaint", "rtc", "rtc-identity", "prefix"])
-def test_what_is_committed_is_kept_by_every_prior(method: PriorMethod) -> None:
-    policy = make_vla(objective=FlowConfig(prefix=4))
+def test_what_is_committed_is_kept_by_every_prior(method: PriorMethod, padding: str) -> None:
+    policy = make_vla(objective=FlowConfig(prefix=4), padding=padding, max_action=5)
     weight = torch.tensor([1.0] * 3 + [0.5] * 3 + [0.0] * (TP - 6))
     known = actions()[:B]
     with torch.inference_mode():
@@ -306,8 +342,9 @@ def test_real_time_chunking_goes_through_the_experts_jacobian() -> None:
     torch.testing.assert_close(pull, differences, rtol=1e-5, atol=1e-8)
 
 
-def test_streaming_and_bidirectional_decoding_take_a_vlas_context() -> None:
-    policy = make_vla(objective=FlowConfig(prefix=4, streaming=4))
+@pytest.mark.parametrize("padding", ["zeros", "noise"])
+def test_streaming_and_bidirectional_decoding_take_a_vlas_context(padding: str) -> None:
+    policy = make_vla(objective=FlowConfig(prefix=4, streaming=4), padding=padding)
     context = policy.encode(seen())
     buffers = [StreamingBuffer() for _ in TEXTS]
     with torch.inference_mode():

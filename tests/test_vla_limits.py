@@ -96,6 +96,13 @@ def test_a_picture_is_scaled_to_fit_with_black_above_and_left() -> None:
     assert torch.equal(letterboxed(picture[..., :1], 40), out)
 
 
+def test_a_picture_made_smaller_is_averaged_unless_single_pixels_are_asked_for() -> None:
+    stripes = torch.tensor([0, 200], dtype=torch.uint8).repeat(15).expand(1, 30, 30).unsqueeze(-1).expand(-1, -1, -1, 3)
+    picked = letterboxed(stripes, 10, antialias=False)
+    assert torch.equal(picked, stripes.permute(0, 3, 1, 2)[:, :, 1::3, 1::3].float())
+    assert (letterboxed(stripes, 10) - 100).abs().max() < 40
+
+
 @pytest.mark.parametrize("kind", ["small", "smolvlm"])
 @pytest.mark.parametrize("learn", ["all", "language", "lora", "expert"])
 def test_only_what_is_to_be_learned_gets_gradients_and_all_of_it_does(kind: str, learn: str) -> None:

@@ -176,8 +176,8 @@ def smolvla_velocity(w: dict[str, Tensor], prefix: Any, x: Tensor, time: Tensor)
     noise; even layers attend to prefix and actions before, odd ones to the prefix' keys and values projected anew."""
     e, heads, kv_heads, count = 8, 4, 2, x.shape[1]
     width = w["model.action_in_proj.weight"].shape[0]
-    period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(0, 1, width // 2)
-    angle = 2 * math.pi * time[:, None] / period
+    period = 4e-3 * (4.0 / 4e-3) ** torch.linspace(0, 1, width // 2, dtype=torch.float64)
+    angle = 2 * math.pi * time.double()[:, None] / period
     embedding = torch.cat([angle.sin(), angle.cos()], -1).to(x)[:, None].expand(-1, count, -1)
     h = F.linear(x, w["model.action_in_proj.weight"], w["model.action_in_proj.bias"])
     h = torch.cat([h, embedding], -1)
@@ -251,13 +251,14 @@ def test_weights_under_published_names_give_the_velocity_that_smolvla_defines(
     policy = Policy(SPEC, STATISTICS, replace(config, trunk=trunk, horizon=TP)).double().eval()
     observation = seen()
     assert isinstance(policy.encoder, PrefixEncoder)
-    x = torch.randn(len(TEXTS), TP, 2, generator=generator).double()
+    x = torch.randn(len(TEXTS), *policy.chunk_shape, generator=generator).double()
     t = torch.rand(len(TEXTS), 1, generator=generator)
     with torch.no_grad():
         got = policy.network(policy.encode(observation))(x, t)
         doubles = {name: value.double() for name, value in published.items()}
-        want = smolvla_velocity(doubles, policy.encoder.prefix(observation), F.pad(x, (0, 30)), 1 - t[:, 0])
-    torch.testing.assert_close(got, -want[..., :2], rtol=1e-4, atol=2e-4)  # the time embedding is in float32
+        want = smolvla_velocity(doubles, policy.encoder.prefix(observation), x, 1 - t[:, 0])
+    assert got.shape == (len(TEXTS), TP, 32)
+    torch.testing.assert_close(got, -want, rtol=1e-6, atol=1e-6)
 
 
 class _Hub(BaseHTTPRequestHandler):

@@ -250,8 +250,8 @@ def test_a_frozen_backbone_is_held_once_and_the_rest_is_averaged() -> None:
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
 def test_every_scheduler_runs_a_vla_in_a_world_that_instructs_it(scheduler: str) -> None:
-    """With delays of two control steps, and a policy that was trained for all of them."""
-    policy = make_vla(objective=FlowConfig(prefix=4, streaming=4))
+    """With delays of two control steps, and a policy that was trained for all of them and denoises padding as well."""
+    policy = make_vla(objective=FlowConfig(prefix=4, streaming=4), padding="noise")
     check_policy(find(scheduler), policy.config)
 
     class Still(_Still):
@@ -292,8 +292,10 @@ def test_train_eval_and_deploy_by_their_commands(tmp_path: Path, capsys: pytest.
     out = str(tmp_path / "run")
     words = ["train", str(tmp_path / "d.zarr"), "--preset", "vla-small", "--observe", "state", "instruction"]
     words += ["--steps", "2", "--batch-size", "4", "--precision", "fp32", "--out", out, "--device", "cpu"]
+    words += ["--policy.trunk.padding", "noise"]
     assert main(words) == 0
     policy = load_policy(out)
+    assert policy.chunk_shape == (policy.spec.horizon, 32)
     assert sum(p.numel() for p in policy.parameters()) < 10_000_000
     asked = ["eval", out, "--world", "pusht", "--episodes", "1", "--workers", "0", "--no-videos", "--steps", "1"]
     assert main(asked) == 2

@@ -30,8 +30,13 @@ class VectorNormaliser(nn.Module):
         statistics: StreamStatistics,
         kind: Normalisation,
         components: tuple[int, ...] | None = None,
+        room: int = 0,
     ) -> None:
-        """``components``: those of the stream that ``forward`` returns; all by default."""
+        """
+        Args:
+            components: those of the stream that ``forward`` returns; all by default.
+            room: ``forward`` appends zeros up to so many, which ``inverse`` takes away.
+        """
         super().__init__()
         if kind == "mean-std":
             low, high = statistics.mean - statistics.std, statistics.mean + statistics.std
@@ -51,19 +56,20 @@ class VectorNormaliser(nn.Module):
         self.wraps = [i for i in chosen if i in stream.wraps]
         self.keeps = [i for i in chosen if i not in stream.wraps]
         self.whole = self.keeps == list(range(stream.size))
-        self.width = len(self.keeps) + 2 * len(self.wraps)
+        self.width = max(len(self.keeps) + 2 * len(self.wraps), room)
         """Components after normalisation."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., stream.size) in physical units -> (..., width)."""
         y = (x.float() - self.offset) * self.scale
-        if self.whole:
-            return y
-        angle = x.float()[..., self.wraps]
-        return torch.cat([y[..., self.keeps], angle.cos(), angle.sin()], dim=-1)
+        if not self.whole:
+            angle = x.float()[..., self.wraps]
+            y = torch.cat([y[..., self.keeps], angle.cos(), angle.sin()], dim=-1)
+        room = self.width - y.shape[-1]
+        return nn.functional.pad(y, (0, room)) if room else y
 
     def inverse(self, y: Tensor) -> Tensor:
-        """(..., stream.size) normalised -> physical units. Streams with wrapping angles have no inverse."""
+        """(..., width) normalised -> (..., stream.size), physical units. Wrapping angles have no inverse."""
         if not self.whole:
             raise UserError("a stream with wrapping angles cannot be predicted; store its cosine and sine instead")
-        return y / self.scale + self.offset
+        return y[..., : len(self.keeps)] / self.scale + self.offset

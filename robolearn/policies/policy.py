@@ -85,8 +85,13 @@ class Policy(nn.Module):
         self.tokenizer = None if config.tokenizer is None else Tokenizer(spec, statistics, config.tokenizer)
         if self.tokenizer is not None:
             _check_reactive(spec, config)
-        self.chunk_shape = self.tokenizer.shape if self.tokenizer else (spec.horizon, spec.action.size)
-        """(T, A) of what the trunk predicts: the actions of a chunk, or the tokens of a slow-fast policy's latent."""
+        room = 0
+        if isinstance(config.trunk, VlaConfig) and config.trunk.padding == "noise":
+            room = config.trunk.max_action
+        self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation, room=room)
+        self.chunk_shape = self.tokenizer.shape if self.tokenizer else (spec.horizon, max(spec.action.size, room))
+        """(T, A) of what the trunk predicts: the actions of a chunk, with padding where it is denoised too, or the
+        tokens of a slow-fast policy's latent."""
         length, numbers = self.chunk_shape
         prefix, block = config.objective.prefix, config.objective.streaming
         if min(prefix, block) < 0 or prefix + max(block, 1) > spec.horizon:
@@ -107,7 +112,6 @@ class Policy(nn.Module):
             self.trunk: nn.Module = ActionExpert(spec.action.size, self.encoder.shape, config.trunk, spans=spans)
         else:
             self.trunk = TRUNKS[config.trunk.kind](numbers, tokens, width, config.trunk, spans=spans)
-        self.action = VectorNormaliser(spec.action, statistics["action"], config.normalisation)
         if isinstance(config.trunk, VlaConfig) and config.trunk.start_from and assets is None:
             load_start(self, Path(config.trunk.start_from))
 

@@ -84,7 +84,7 @@ def stream(
             buffer.reset()
             buffer.first = first
 
-    chunk = torch.empty_like(noise)
+    chunk = noise.new_empty(*noise.shape[:2], policy.spec.action.size)
     # Buffers that take the same steps go through the network together.
     kinds = {(buffer.tokens is None, buffer.first) for buffer in buffers}
     for fresh, first in sorted(kinds):

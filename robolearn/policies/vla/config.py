@@ -94,12 +94,17 @@ class VlaConfig:
     """State streams as one token for each observation, or as numbers in the text (pi0.5)."""
     crop: float = 0.92
     """Side of what is seen of a picture, as a part of it: at random in training, the middle otherwise. 1: all of it."""
+    antialias: bool = True
+    """Average pixels where a picture is made smaller by more than two; without, single ones are picked (SmolVLA)."""
     max_text: int = 64
     """Tokens of an instruction (bytes or words with the small backbone), with state as text included."""
     max_state: int = 32
     """Components that a state token has room for; what an embodiment lacks is zero."""
     max_action: int = 32
     """Components that an action has room for."""
+    padding: Literal["zeros", "noise"] = "zeros"
+    """What a noisy chunk has in components that an action lacks: zeros, or noise, which is denoised to zeros and counts
+    in the loss (pi0, SmolVLA)."""
     start_from: str = ""
     """Folder of a trained VLA whose weights training starts from: a checkpoint of ours with the same parts, for any
     robot that fits max_state and max_action; or lerobot/smolvla_base as downloaded (see vla/smolvla.py)."""

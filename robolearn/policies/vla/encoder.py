@@ -75,7 +75,7 @@ class PrefixEncoder(nn.Module):
                 f"the state has {size} components, the policy room for {config.max_state}: "
                 f"--policy.trunk.max-state {size}, or show it fewer (--observe STREAM:NAME,NAME)"
             )
-        self.max_state, self.crop = config.max_state, config.crop
+        self.max_state, self.crop, self.antialias = config.max_state, config.crop, config.antialias
         self.embed_state = None
         if states and not self.state_as_text:
             self.embed_state = nn.Linear(config.max_state, self.backbone.width)
@@ -94,7 +94,8 @@ class PrefixEncoder(nn.Module):
         tokens, valid, block, extras = [], [], [], []
         for name in self.images:
             for pixels in self._seen(name, observation[name]).unbind(1):
-                embedded, extra = self.backbone.embed_image(letterboxed(pixels, self.backbone.image_size))
+                square = letterboxed(pixels, self.backbone.image_size, antialias=self.antialias)
+                embedded, extra = self.backbone.embed_image(square)
                 tokens.append(embedded)
                 extras.append(extra)
         images = len(tokens)

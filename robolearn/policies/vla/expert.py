@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robolearn.policies.contracts import Context
 from robolearn.policies.spec import SpecError
-from robolearn.policies.trunks.embedding import sinusoid, time_features
+from robolearn.policies.trunks.embedding import TimeFeatures, sinusoid
 from robolearn.policies.vla.attention import GatedMlp, RmsNorm, attend, heads, rms_normalised, rotate
 from robolearn.policies.vla.config import VlaConfig
 from robolearn.policies.vla.prefix import Prefix, PrefixShape
@@ -39,6 +39,7 @@ class ActionExpert(nn.Module):
         d = config.width
         self.config, self.shape = config, shape
         self.embed_action = nn.Linear(config.max_action, d)
+        self.time_features = TimeFeatures(d)
         self.embed_time = nn.Sequential(
             nn.Linear(d if config.time == "adarms" else 2 * d, d), nn.SiLU(), nn.Linear(d, d)
         )
@@ -82,10 +83,10 @@ class ActionExpert(nn.Module):
     def _with_time(self, h_BTD: Tensor, t: Tensor, until: Tensor | None) -> tuple[Tensor, Tensor]:
         """(tokens, what scales and shifts the layers)."""
         # pi0's time runs from the data to the noise.
-        time = time_features(1 - t, self.config.width).to(h_BTD.dtype)
+        time = self.time_features(1 - t).to(h_BTD.dtype)
         if self.embed_span is not None:
             span = (1 if until is None else until) - t
-            time = time + self.embed_span(time_features(span, self.config.width).to(h_BTD.dtype))
+            time = time + self.embed_span(self.time_features(span).to(h_BTD.dtype))
         if self.config.time == "adarms":
             return h_BTD, F.silu(self.embed_time(time))
         return self.embed_time(torch.cat([h_BTD, time.expand_as(h_BTD)], dim=-1)), time

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def letterboxed(pixels_BHWC: Tensor, size: int) -> Tensor:
+def letterboxed(pixels_BHWC: Tensor, size: int, *, antialias: bool = True) -> Tensor:
     """Pixels 0..255 -> (B, 3, size, size) float in 0..255: scaled to fit, black at the left and the top (SmolVLA).
+
+    ``antialias``: average pixels where a picture is made smaller by more than two.
 
     Grey pictures are repeated for the three colours.
     """
@@ -19,5 +21,5 @@ def letterboxed(pixels_BHWC: Tensor, size: int) -> Tensor:
         return x
     ratio = max(height, width) / size
     h, w = max(int(height / ratio), 1), max(int(width / ratio), 1)
-    x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False, antialias=ratio > 2)
+    x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False, antialias=antialias and ratio > 2)
     return F.pad(x, (size - w, 0, size - h, 0))

@@ -55,6 +55,8 @@ def policy_config() -> PolicyConfig:
         places=False,
         cross_every=2,
         crop=1.0,
+        antialias=False,
+        padding="noise",
         max_text=48,
         max_state=32,
         max_action=32,
