@@ -50,7 +50,10 @@ class InstructionEncoder(nn.Module):
         """Samples of a text stream (B, bytes) -> (B, T). What several pairs were told is read once."""
         said, place = said.unique(dim=0, return_inverse=True)
         texts = [read_text(row) for row in said.cpu().numpy()]
-        ids, valid = (part.to(self.query.device) for part in self.tokenise(prompts(texts, None)))
+        ids, valid = self.tokenise(prompts(texts, None))
+        valid[:, 0] = True  # a token of padding says that nothing was said
+        longest = int(valid.sum(1).max())
+        ids, valid = (part[:, :longest].to(self.query.device) for part in (ids, valid))
         mask = block_mask(torch.zeros(ids.shape[1], device=ids.device), valid)
         position, _ = self.backbone.positions(valid, 0)
         keys, values = self.backbone.keys_values(self.backbone.embed_text(ids), mask, position, [])
