@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from robolearn.evaluation.latent_plots import latent_figure
+from robolearn.evaluation.latents import measure
 from robolearn.policies.contracts import Batch
 from robolearn.policies.latent.bottlenecks import BOTTLENECKS
 from robolearn.policies.latent.checkpoint import load_latent_model, save_latent_model
@@ -27,40 +29,33 @@ from robolearn_data.dataset import Dataset
 from robolearn_data.schema import Schema, Stream, UserError, read_text
 from robolearn_data.writer import DatasetWriter
 
-SIDE = 32
+SIDE = 16
 IMAGE = Stream((SIDE, SIDE, 3), "uint8", kind="image")
-MOVE = Stream((2,), kind="action", names=("x", "y"))
+LEVEL = Stream((1,), kind="state")
 TEXT = Stream((32,), "uint8", kind="text")
-COLOURS = np.array([[255, 40, 40], [40, 40, 255]])
-
-
-def draw(places: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """A red and a blue square of 7 x 7 pixels with soft edges, their middles at ``places`` (2, 2) pixels."""
-    grid = np.arange(SIDE) + 0.5
-    picture = np.broadcast_to(background, (SIDE, SIDE, 3))
-    for colour, (x, y) in zip(COLOURS, places, strict=True):
-        along, down = (np.clip(4 - np.abs(grid - middle), 0, 1) for middle in (x, y))
-        cover = (down[:, None] * along)[..., None]
-        picture = picture * (1 - cover) + colour * cover
-    return picture.astype(np.uint8)
 
 
 def write(path: Path, episodes: int, *, text: Stream | None = TEXT, task: str = "", seed: int = 0) -> Path:
-    """Squares that move up to 3 pixels each way: the red one as it is said at each step, the blue one at random."""
+    """Two lamps, somewhere in each episode: the red one is turned up or down as it is said, the blue one flickers."""
     rng = np.random.default_rng(seed)
-    streams = {"img": IMAGE, "red": MOVE, "blue": MOVE} | ({"instruction": text} if text else {})
+    streams = {"img": IMAGE, "red": LEVEL, "blue": LEVEL} | ({"instruction": text} if text else {})
     with DatasetWriter.create(path, Schema(10.0, streams), compression={"img": "zstd-1"}) as writer:
         for _ in range(episodes):
-            places, background = rng.uniform(8, SIDE - 8, (2, 2)), rng.integers(0, 60, (1, 1, 3))
+            left, top = rng.permutation([1, 9]), rng.integers(0, SIDE - 6, 2)
+            background, level = rng.integers(0, 60, 3), rng.integers(10, 21, 2)
             for _ in range(20):
-                move = np.stack([rng.integers(-3, 4, 2), rng.uniform(-3, 3, 2)])
-                move = np.where((places + move < 5) | (places + move > SIDE - 5), -move, move)
-                x, y = move[0].astype(int)
-                said = f"{'left' if x < 0 else 'right'} {abs(x)} {'up' if y < 0 else 'down'} {abs(y)}"
-                red, blue = move.astype(np.float32)
-                row = {"img": draw(places, background), "red": red, "blue": blue}
+                picture = np.broadcast_to(background, IMAGE.shape).astype(np.uint8)
+                for lamp, channel in enumerate((0, 2)):
+                    place = picture[top[lamp] : top[lamp] + 6, left[lamp] : left[lamp] + 6]
+                    place[:] = 30
+                    place[..., channel] = 8 * level[lamp]
+                change = rng.integers(-8, 9, 2)
+                change = np.where((level + change < 10) | (level + change > 30), -change, change)
+                red, blue = level[:, None].astype(np.float32)
+                said = f"turn red {'up' if change[0] > 0 else 'down'} {abs(change[0])}"
+                row = {"img": picture, "red": red, "blue": blue}
                 writer.add({**row, "instruction": said} if text else row)
-                places = places + move
+                level = level + change
             writer.save_episode({"task": task} if task else {})
     return path
 
@@ -71,7 +66,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(steps: int, first_steps: int, **model: object) -> LatentTrainConfig:
-    chosen = {"image_size": SIDE, "patch": 4, "width": 8, "ahead": 1, "language": "words", "max_text": 8, **model}
+    chosen = {"image_size": SIDE, "patch": 2, "width": 8, "ahead": 1, "language": "words", "max_text": 8, **model}
     return LatentTrainConfig(
         model=LatentModelConfig(**chosen),  # pyright: ignore[reportArgumentType]
         steps=steps,
@@ -234,3 +229,23 @@ def test_what_cannot_be_told_is_refused_before_training(told: Path, tmp_path: Pa
         settings(2, 2, max_text=0)
     with pytest.raises(ConfigError, match=r"two stages of --model\.language"):
         settings(2, 2, language="none")
+
+
+@pytest.mark.slow
+def test_what_is_said_and_what_is_not_are_found_by_probes_in_the_part_that_is_theirs(tmp_path: Path) -> None:
+    data = write(tmp_path / "lamps.zarr", 40)
+    # Two numbers: without language z says one lamp, or a little of both.
+    config = settings(200, 200, width=16, size=2, kl=1e-4)
+    config = replace(config, batch_size=32, optimiser=OptimiserConfig(lr=4e-3, warmup=10))
+    model = learn(config, data, tmp_path / "run")
+    dataset = Dataset.open(data)
+    parts = [(dataset, range(dataset.episodes))]
+    found = measure(model, parts, most=400)
+    red, blue = (found["probes"][f"{name}, change"] for name in ("red", "blue"))
+    print(red, blue, found["explained"])
+    assert red["z"][0] > 0.4
+    assert blue["z"][0] < 0.1
+    assert blue["unsaid"][0] > 0.8
+    assert red["unsaid"][0] < 0.3
+    assert found["explained"]["z"] > found["explained"]["unsaid of another pair"] + 0.3
+    latent_figure(model, found, parts).savefig(tmp_path / "report.png")

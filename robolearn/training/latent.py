@@ -103,7 +103,8 @@ def instruction_for(config: LatentModelConfig, sources: Sequence[Source]) -> Str
         return None
     otherwise = "learn with --model.language none"
     stream = instruction_stream(sources[0].dataset.schema)
-    for dataset, episodes in ((source.dataset, source.train) for source in sources):
+    for source in sources:
+        dataset, episodes = source.dataset, [*source.train, *source.held_out]
         texts = all_texts(dataset, episodes, STREAM)
         if STREAM not in dataset.schema.of_kind("text"):
             check_tasks(dataset, episodes, otherwise)
