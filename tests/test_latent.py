@@ -380,8 +380,9 @@ def test_pieces_tell_what_was_done_between_the_pictures(squares: Path) -> None:
     dataset = Dataset.open(squares)
     action, pictures = dataset.read("action"), dataset.read("img")
     (piece,) = pieces(model, [(dataset, [3])], 100)
+    frames = piece.observation["img"]
     assert len(piece.episode) == 18
-    rows = [next(r for r in range(60, 78) if (pictures[r] == frame[0].numpy()).all()) for frame in piece.frames]
+    rows = [next(r for r in range(60, 78) if (pictures[r] == frame[0].numpy()).all()) for frame in frames]
     np.testing.assert_allclose(piece.recorded["action"], [(action[r] + action[r + 1]) / 2 for r in rows], rtol=1e-6)
     np.testing.assert_allclose(piece.recorded["action, change"], [action[r + 2] - action[r] for r in rows], rtol=1e-5)
-    assert all((pictures[r + 2] == frame[1].numpy()).all() for r, frame in zip(rows, piece.frames, strict=True))
+    assert all((pictures[r + 2] == frame[1].numpy()).all() for r, frame in zip(rows, frames, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ POLICY += ["--steps", "4", "--batch-size", "8", "--checkpoint-every", "2"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two episodes of PushT: "video.zarr" has the pictures alone, "few.zarr" has states and actions too."""
+    """Two episodes of PushT: "video.zarr" has the pictures and a task, "few.zarr" has states and actions too."""
     folder = tmp_path_factory.mktemp("data")
     streams = {"img": pusht.IMAGE, "state": pusht.STATE, "action": pusht.ACTION}
     world, rng = make_world("pusht", images=True), np.random.default_rng(0)
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 video.add({"img": seen["img"]})
                 seen = world.step(action).observation
             few.save_episode({})
-            video.save_episode({})
+            video.save_episode({"task": f"push the T to {seed}"})
     world.close()
     return folder
 
@@ -158,6 +159,33 @@ def test_features_of_a_policy_s_network_are_predicted_in_place_of_pixels(folder:
     assert torch.equal(kept["features.0.weight"], weights["encoder.image.img.net.0.weight"])
 
 
+def test_with_language_one_command_trains_both_stages_and_policies_learn_the_second(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["latent", "learn", str(folder / "video.zarr"), "--out", str(tmp_path / "l"), *MODEL]
+    assert main([*words, "--model.language", "words", "--first-steps", "2", "--model.max-text", "3"]) == 2
+    assert "has 5 words, the model takes 3" in capsys.readouterr().err
+    assert main([*words, "--model.language", "words", "--first-steps", "2", "--model.max-text", "8"]) == 0
+    assert sorted(path.name for path in (tmp_path / "l" / "checkpoints").iterdir()) == ["0000002", "0000004", "0000006"]
+    assert "explained: with the unsaid of another pair" in capsys.readouterr().out
+
+    words = ["latent", "report", str(tmp_path / "l"), str(folder / "few.zarr"), "--out", str(tmp_path)]
+    assert main(words) == 2
+    assert "notes no task of 2 of 2 episodes" in capsys.readouterr().err
+    said = tmp_path / "said.zarr"
+    shutil.copytree(folder / "few.zarr", said)
+    assert main(["data", "relabel", str(said), "--set", "task=push the T to 1"]) == 0
+    words[3] = str(said)
+    assert main(words) == 0
+    probes = json.loads((tmp_path / "report.json").read_text())["probes"]
+    assert list(probes["action"]) == ["z", "unsaid", "untrained", "difference"]
+    assert len({tuple(values) for values in probes["action"].values()}) == 4
+
+    words = ["train", str(folder / "few.zarr"), "--latent", str(tmp_path / "l"), "--out", str(tmp_path / "p"), *POLICY]
+    assert main(words) == 0
+    assert load_spec(tmp_path / "p").action.shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -173,6 +201,11 @@ def test_features_of_a_policy_s_network_are_predicted_in_place_of_pixels(folder:
         ),
         (["latent", "learn", "{video}", "--out", "{latent}", "--resume", "--seed", "9"], "the options differ"),
         (["latent", "learn", "{video}", "--out", "{latent}"], "holds a run already"),
+        (["latent", "learn", "{video}", "--out", "{out}", "--first-steps", "9"], "of --model.language words or bytes"),
+        (
+            ["latent", "learn", "{few}", "--out", "{out}", "--model.language", "words"],
+            "or learn with --model.language none",
+        ),
         (["latent", "report", "{pretrained}", "{few}"], "holds no latent-action model"),
         (["latent", "report", "{latent}", "{few}", "--episodes", "7"], "no episode 7"),
     ],
@@ -189,8 +222,12 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_with_the_joined_batch(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("language", [[], ["--model.language", "words", "--first-steps", "4"]])
+def test_two_processes_learn_what_one_does_with_the_joined_batch(
+    language: list[str], folder: Path, tmp_path: Path
+) -> None:
     words = ["latent", "learn", str(folder / "video.zarr"), "--model.bottleneck", "vq", "--model.replace-every", "2"]
+    words += language
     words = ["-m", "robolearn.cli.main", *words, *MODEL, "--steps", "6", "--device", "cpu", "--out"]
     joined = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, how in (("one", []), ("two", joined)):

@@ -32,6 +32,9 @@ class Learn:
 
       robolearn train few.zarr --start-from runs/pretrained --observe img --out runs/policy
 
+    With --model.language words (or bytes) the dataset's instructions are read, and two stages are trained: what
+    happened that the instruction does not say, and then z, which is left with what serves the task (UniVLA).
+
     The first ends with figures (see `robolearn latent report --help`). The second trains a policy to predict z, the
     third gives it robot actions from a few labelled episodes: the result is a policy like any other.
     """
@@ -62,7 +65,7 @@ class Report:
     mean one, or another's), and the earlier picture from z by a linear map: near 0 unless z carries the picture itself.
     codes: used, dead (by none of these pairs), perplexity; for gaussian the numbers that vary. probes: R^2 of what was
     recorded from z by a linear map, cross-validated over episodes, beside an untrained model and the pictures'
-    difference.
+    difference. With --model.language both parts have their column: z, and what the instruction does not say (unsaid).
     """
 
     model: tyro.conf.Positional[Path]
@@ -111,7 +114,9 @@ def learn(options: Learn) -> None:
 def report(options: Report) -> None:
     """What a latent-action model has learned: figures and plots."""
     from robolearn.policies.latent.checkpoint import load_latent_model
+    from robolearn.training.latent import instruction_for
     from robolearn.training.latent_labels import check_camera
+    from robolearn.training.sources import Source
     from robolearn_data.dataset import Dataset
     from robolearn_data.selection import select_episodes
 
@@ -120,7 +125,9 @@ def report(options: Report) -> None:
     model = load_latent_model(options.model)
     dataset = Dataset.open(options.dataset)
     check_camera(model, dataset.schema, options.dataset)
-    _report(model, [(dataset, select_episodes(dataset, options.episodes))], options.pairs, options.out or options.model)
+    episodes = select_episodes(dataset, options.episodes)
+    instruction_for(model.config, [Source(dataset, episodes, [])])
+    _report(model, [(dataset, episodes)], options.pairs, options.out or options.model)
 
 
 def _report(model: LatentActionModel, parts: Sequence[tuple[Dataset, Sequence[int]]], pairs: int, out: Path) -> None:
@@ -143,7 +150,7 @@ def _print(figures: Mapping[str, Any]) -> None:
     table = new_table("", "part", numbers=("part",), wrap=("",))
     for text, value in (
         ("explained: change predicted with z", explained["z"]),
-        ("explained: with the z of another pair", explained["z of another pair"]),
+        *((f"explained: with the {name}", value) for name, value in explained.items() if name != "z"),
         ("leakage: later picture from the mean picture and z", leakage["mean picture and z"]),
         ("leakage: later picture from another picture and z", leakage["another picture and z"]),
         ("leakage: earlier picture from z, linear", leakage["picture from z, linear"]),
@@ -160,9 +167,10 @@ def _print(figures: Mapping[str, Any]) -> None:
     if not figures["probes"]:
         print("probes: none, there are no actions or states beside these pictures")
         return
-    table = new_table("linear probe, R^2", "z", "untrained", "difference", numbers=("z", "untrained", "difference"))
+    sources = tuple(next(iter(figures["probes"].values())))
+    table = new_table("linear probe, R^2", *sources, numbers=sources)
     for name, found in figures["probes"].items():
-        table.add_row(name, *(_r2(found[source]) for source in ("z", "untrained", "difference")))
+        table.add_row(name, *map(_r2, found.values()))
     show_table(table)
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robolearn.evaluation.latents import pieces
-from robolearn.evaluation.plots import BLUE, GREEN, GREY
+from robolearn.evaluation.plots import BLUE, GREEN, GREY, ORANGE
 from robolearn.policies.latent.model import LatentActionModel
 from robolearn_data.dataset import Dataset
 
@@ -27,9 +27,10 @@ def latent_figure(
     parts_of_figure: Any = figure.subfigures(2, 1, height_ratios=(3.3, 5.2)) if pixels else (figure, None)
     top, bottom = parts_of_figure
     change, codes, probes = top.subplots(1, 3, width_ratios=(1.1, 1, 1.4))
+    explained = figures["explained"]
     shown = {
-        "later picture from z": figures["explained"]["z"],
-        "... from another z": figures["explained"]["z of another pair"],
+        "later picture from z": explained["z"],
+        **{f"... from another {name.split()[0]}": explained[name] for name in explained if name != "z"},
         "leak: mean picture, z": figures["leakage"]["mean picture and z"],
         "leak: other picture, z": figures["leakage"]["another picture and z"],
         "leak: picture from z": figures["leakage"]["picture from z, linear"],
@@ -61,9 +62,13 @@ def _codes(axes: Axes, codes: Mapping[str, Any]) -> None:
 
 def _probes(axes: Axes, probes: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     names = list(probes)
-    for i, (source, color) in enumerate((("z", GREEN), ("untrained", GREY), ("difference", BLUE))):
+    colors = {"z": GREEN, "unsaid": ORANGE, "untrained": GREY, "difference": BLUE}
+    sources = [source for source in colors if names and source in probes[names[0]]]
+    apart = 0.81 / max(len(sources), 1)
+    for i, source in enumerate(sources):
         values = [max(float(np.nanmean(probes[name][source])), -0.2) for name in names]
-        axes.bar(np.arange(len(names)) + 0.27 * (i - 1), values, 0.25, color=color, label=source)
+        place = np.arange(len(names)) + apart * (i - (len(sources) - 1) / 2)
+        axes.bar(place, values, apart - 0.02, color=colors[source], label=source)
     axes.set(title="Linear probes", ylabel="R², mean of the components", ylim=(-0.2, 1))
     axes.set_xticks(range(len(names)), names)
     axes.axhline(0, color="black", linewidth=0.8)
@@ -74,11 +79,12 @@ def _probes(axes: Axes, probes: Mapping[str, Mapping[str, Sequence[float]]]) -> 
 @torch.no_grad()
 def _pictures(grid: np.ndarray, model: LatentActionModel, parts: Sequence[tuple[Dataset, Sequence[int]]]) -> None:
     """Earlier, later and predicted picture, and the predicted change, of the pairs in which most happens."""
-    frames = next(pieces(model, parts, 128)).frames.to(model.change.device)
-    before, after = model.seen(frames)
+    piece = next(pieces(model, parts, 128))
+    seen = {name: value.to(model.change.device) for name, value in piece.observation.items()}
+    before, after = model.seen(seen[model.name])
     most = (after - before).square().flatten(1).mean(1).argsort(descending=True)[: 2 * _SHOWN]
+    guess = model.predict(before, model.told(seen))[most]
     before, after = before[most], after[most]
-    guess = model.predict(before, model.bottleneck.latent(model.inverse(before, after)))
     rows = {"earlier": before, "later": after, "predicted": guess, "change": 2 * (guess - before)}
     for row, (name, pictures) in enumerate(rows.items()):
         for column, picture in enumerate(pictures):

@@ -7,6 +7,8 @@
 - codes: how much of a codebook is used; of a gaussian latent, how many of its numbers vary.
 - probes: how well a linear map of z gives what was recorded beside the pictures (actions, changes of states), which
   was not learned from; beside the same map of what an untrained model gives, and of the difference of the pictures.
+- With language the forward model is told z and what the instruction does not say ("unsaid"): which of them explains
+  the change is seen where one of them is another pair's, and both are probed.
 
 Shape letters: M pairs, Z numbers of a latent action, C channels, H height, W width.
 """
@@ -23,7 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robolearn.policies.latent.language import STREAM
 from robolearn.policies.latent.model import LatentActionModel
+from robolearn.training.instructions import Instructions, instruction_stream, instruction_views
 from robolearn_data.dataset import Dataset
 from robolearn_data.reading import View, WindowReader
 from robolearn_data.windows import windows
@@ -42,8 +46,8 @@ _ACTIVE = 0.01
 class Piece:
     """Pairs of one dataset."""
 
-    frames: Tensor
-    """(M, 2, H, W, C) uint8."""
+    observation: Mapping[str, Tensor]
+    """The model's camera -> (M, 2, H, W, C) uint8, and with language "instruction" -> (M, bytes) uint8."""
     episode: np.ndarray
     """(M,)."""
     recorded: Mapping[str, np.ndarray]
@@ -68,14 +72,22 @@ def pieces(
         rate_hz = dataset.schema.rate_hz
         views = {"frames": View(model.name, 2, ahead=1, rate_hz=rate_hz / ahead)}
         views |= {name: View(name, ahead + 1, ahead=ahead) for name in names}
+        instructions = None
+        if model.unsaid is not None:
+            views |= instruction_views(dataset.schema)
+            instructions = Instructions(dataset, instruction_stream(dataset.schema))
         reader = WindowReader(dataset, views, images="disk")
         order = np.random.default_rng([seed, number]).permutation(len(place))[:most]
         for first in range(0, len(order), _PIECE):
             episode, step = place.locate(order[first : first + _PIECE])
             values, missing = reader.read(episode, step)
-            whole = ~np.logical_or.reduce([mask.any(1) for mask in missing.values()])
+            whole = ~np.logical_or.reduce([missing[name].any(1) for name in ("frames", *names)])
+            observation = {model.name: torch.from_numpy(values["frames"][whole])}
+            if instructions is not None:
+                said = instructions.read(episode, step, 1, values.get(STREAM))
+                observation[STREAM] = torch.from_numpy(said[whole, 0])
             yield Piece(
-                torch.from_numpy(values["frames"][whole]),
+                observation,
                 1_000_000 * number + episode[whole],
                 _recorded(dataset, {name: values[name][whole] for name in names}),
             )
@@ -105,7 +117,7 @@ def measure(
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()  # pyright: ignore[reportCallIssue]
     mean = _mean_picture(model, parts, most)
-    errors: dict[str, float] = dict.fromkeys(("copy", "z", "other z", "mean", "z alone", "other", "z, other"), 0.0)
+    errors: dict[str, float] = {}
     columns: dict[str, list[np.ndarray]] = {}
     recorded: dict[str, list[np.ndarray]] = {}
     divergence = []
@@ -116,23 +128,27 @@ def measure(
     for piece in pieces(model, parts, most):
         if len(piece.episode) < 2:
             continue
-        before, after = model.seen(piece.frames.to(model.change.device))
-        x = model.inverse(before, after)
-        z = model.bottleneck.latent(x)
+        seen = {name: value.to(model.change.device) for name, value in piece.observation.items()}
+        before, after = model.seen(seen[model.name])
+        x, told = model.inverse(before, after), model.told(seen)
+        z, unsaid = told.tensor_split([model.bottleneck.size], dim=1)
         half = len(z) // 2
-        other_z, other = z.roll(half, 0), before.roll(half, 0)
+        other = before.roll(half, 0)
         blank = mean.expand_as(before)
         for name, guess in {
             "copy": before,
-            "z": model.predict(before, z),
-            "other z": model.predict(before, other_z),
+            "z": model.predict(before, told),
+            "other z": model.predict(before, torch.cat([z.roll(half, 0), unsaid], dim=1)),
+            "other unsaid": model.predict(before, torch.cat([z, unsaid.roll(half, 0)], dim=1)),
             "mean": blank,
-            "z alone": model.predict(blank, z),
+            "z alone": model.predict(blank, told),
             "other": other,
-            "z, other": model.predict(other, z),
+            "z, other": model.predict(other, told),
         }.items():
-            errors[name] += float((guess - after).square().double().sum())
+            errors[name] = errors.get(name, 0.0) + float((guess - after).square().double().sum())
         keep("z", z)
+        if model.unsaid is not None:
+            keep("unsaid", unsaid[:, : model.unsaid.bottleneck.size])
         keep("untrained", untrained.inverse(before, after))
         keep("picture", _coarse(before))
         keep("difference", _coarse(after - before))
@@ -145,10 +161,14 @@ def measure(
 
     data = {name: np.concatenate(found) for name, found in columns.items()}
     episode, z = data["episode"], data["z"]
+    sources = [name for name in ("z", "unsaid", "untrained", "difference") if name in data]
+    explained = {"z": _part(errors, "z", "copy"), "z of another pair": _part(errors, "other z", "copy")}
+    if model.unsaid is not None:
+        explained["unsaid of another pair"] = _part(errors, "other unsaid", "copy")
     return {
         "pairs": len(z),
         "episodes": len(np.unique(episode)),
-        "explained": {"z": _part(errors, "z", "copy"), "z of another pair": _part(errors, "other z", "copy")},
+        "explained": explained,
         "leakage": {
             "mean picture and z": _part(errors, "z alone", "mean"),
             "another picture and z": _part(errors, "z, other", "other"),
@@ -163,10 +183,7 @@ def measure(
             "divergence_nats": np.concatenate(divergence).mean(0).tolist(),
         },
         "probes": {
-            name: {
-                source: linear_r2(data[column], np.concatenate(values), episode).tolist()
-                for source, column in (("z", "z"), ("untrained", "untrained"), ("difference", "difference"))
-            }
+            name: {source: linear_r2(data[source], np.concatenate(values), episode).tolist() for source in sources}
             for name, values in recorded.items()
         },
     }
@@ -227,7 +244,7 @@ def _mean_picture(model: LatentActionModel, parts: Sequence[tuple[Dataset, Seque
     """(1, C, H, W) of the earlier pictures."""
     total, count = torch.zeros(()), 0
     for piece in pieces(model, parts, most):
-        before, _ = model.seen(piece.frames.to(model.change.device))
+        before, _ = model.seen(piece.observation[model.name].to(model.change.device))
         total = total + before.double().sum(0, keepdim=True)
         count += len(before)
     return (total / max(count, 1)).float()

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from robolearn.evaluation.intervals import wilson_interval
 from robolearn.evaluation.results import EpisodeResult
 
-BLUE, GREEN, GREY = "#3566a8", "#3a8a5c", "#a9b0ba"
+BLUE, GREEN, GREY, ORANGE = "#3566a8", "#3a8a5c", "#a9b0ba", "#c9782d"
 
 
 def evaluation_figure(results: Sequence[EpisodeResult]) -> Figure:

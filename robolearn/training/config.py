@@ -139,9 +139,15 @@ class LatentTrainConfig(RunConfig):
     """Pairs of pictures per step, over all processes together."""
     steps: int = 5_000
     """Optimiser steps."""
+    first_steps: int | None = None
+    """With --model.language: optimiser steps of the first stage, before --steps of the second; by default as many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.first_steps is not None and (self.model.language == "none" or self.first_steps < 1):
+            raise ConfigError(
+                "--first-steps is for the first of the two stages of --model.language words or bytes, and at least 1"
+            )
         if bool(self.features) != (self.model.space == "features"):
             raise ConfigError(
                 "--features names a policy whose network makes the features, for --model.space features: give both or "

@@ -9,14 +9,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robolearn.policies.latent.language import STREAM
 from robolearn.policies.policy import Policy
 from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn_data.dataset import Dataset
-from robolearn_data.schema import Stream, UserError, read_text
+from robolearn_data.reading import View
+from robolearn_data.schema import Schema, Stream, UserError, read_text
 from robolearn_data.selection import episode_infos
 
 INSTRUCTION = Stream((256,), "uint8", "text")
 """The stream "instruction" of a policy whose datasets have none of their own."""
+
+
+def instruction_stream(schema: Schema) -> Stream:
+    return schema.of_kind("text").get(STREAM, INSTRUCTION)
+
+
+def instruction_views(schema: Schema) -> dict[str, View]:
+    """What is read of the instruction of a window's present, beside its task; see ``Instructions``."""
+    return {STREAM: View(STREAM, 1)} if STREAM in schema.of_kind("text") else {}
 
 
 class Instructions:
@@ -44,15 +55,15 @@ class Instructions:
         return tasks if said is None else np.where(said.any(-1, keepdims=True), said, tasks)
 
 
-def check_tasks(dataset: Dataset, episodes: Sequence[int]) -> None:
-    """Raises UserError: an episode that is trained on has no task."""
+def check_tasks(dataset: Dataset, episodes: Sequence[int], otherwise: str) -> None:
+    """Raises UserError: an episode that is trained on has no task. ``otherwise``: how to do without."""
     noted = _noted(dataset)
     missing = [episode for episode in episodes if not any(text for _, text in noted[episode])]
     if missing:
         raise UserError(
             f"{dataset.location} notes no task of {len(missing)} of {len(episodes)} episodes (the first is "
-            f"{missing[0]}), and has no text stream: `robolearn data relabel --set task=...` notes it, or leave "
-            "instruction out of --observe"
+            f"{missing[0]}), and has no text stream: `robolearn data relabel --set task=...` notes it, or "
+            f"{otherwise}"
         )
 
 

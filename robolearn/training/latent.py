@@ -11,15 +11,19 @@ from robolearn.policies.checkpoint import load_policy
 from robolearn.policies.encoders.images import ImageEncoder
 from robolearn.policies.encoders.observation import EncoderConfig, ObservationEncoder
 from robolearn.policies.latent.checkpoint import save_latent_model
-from robolearn.policies.latent.config import LatentError
+from robolearn.policies.latent.config import LatentError, LatentModelConfig
+from robolearn.policies.latent.language import STREAM, check_instructions
 from robolearn.policies.latent.model import LatentActionModel
 from robolearn.training.config import ConfigError, Images, LatentTrainConfig
-from robolearn.training.loop import optimise
+from robolearn.training.ema import Ema
+from robolearn.training.instructions import all_texts, check_tasks, instruction_stream
+from robolearn.training.loop import FirstStage, optimise
 from robolearn.training.pairs import PairBatches
 from robolearn.training.processes import Processes
-from robolearn.training.sources import fingerprint, open_sources
+from robolearn.training.sources import Source, fingerprint, open_sources
 from robolearn_data.dataset import Dataset
 from robolearn_data.reading import dtype_as_read
+from robolearn_data.schema import Stream
 
 SAMPLE = 1024
 """Pairs from which the mean change between pictures is taken."""
@@ -39,7 +43,8 @@ def train_latent_model(
     """Train a latent-action model on the pictures of ``datasets``; see ``loop.train`` for the arguments.
 
     Raises:
-        UserError: no such camera, data without change, a run folder in use, a loss that is not finite.
+        UserError: no such camera, data without change, instructions that are not there or too long, a run folder in
+            use, a loss that is not finite.
     """
     sources = open_sources(datasets, config.held_out)
     name = camera(config.stream, [source.dataset for source in sources])
@@ -51,6 +56,7 @@ def train_latent_model(
         batch_size=config.batch_size,
         seed=config.seed,
         weights=config.weights,
+        instruction=instruction_for(config.model, sources),
         images=images,
         rank=group.rank,
         processes=group.count,
@@ -75,7 +81,42 @@ def train_latent_model(
         resume=resume,
         stop_at=stop_at,
         workers=workers,
+        begin=FirstStage(config.first_steps or config.steps, settle) if model.unsaid is not None else None,
     )
+
+
+def settle(model: LatentActionModel, ema: Ema[LatentActionModel]) -> None:
+    """From the first stage of a model with language to the second: averaged weights are those that stay."""
+    model.load_state_dict(ema.module.state_dict())
+    for part in (model.unsaid, ema.module.unsaid):
+        assert part is not None
+        part.settled.fill_(1)
+
+
+def instruction_for(config: LatentModelConfig, sources: Sequence[Source]) -> Stream | None:
+    """The text stream as which instructions are given, if the model reads them.
+
+    Raises:
+        UserError: a dataset has none, they differ in size, or one is too long.
+    """
+    if config.language == "none":
+        return None
+    otherwise = "learn with --model.language none"
+    stream = instruction_stream(sources[0].dataset.schema)
+    for source in sources:
+        dataset, episodes = source.dataset, [*source.train, *source.held_out]
+        texts = all_texts(dataset, episodes, STREAM)
+        if STREAM not in dataset.schema.of_kind("text"):
+            check_tasks(dataset, episodes, otherwise)
+        elif dataset.schema.streams[STREAM].shape != stream.shape:
+            raise ConfigError(
+                f"{dataset.location} has instructions of {dataset.schema.streams[STREAM].shape[0]} bytes, "
+                f"{sources[0].dataset.location} of {stream.shape[0]}; learn from datasets of one kind"
+            )
+        elif not texts:
+            raise ConfigError(f"{dataset.location} has no instruction in its stream {STREAM!r}; {otherwise}")
+        check_instructions(config, texts)
+    return stream
 
 
 def camera(wanted: str, datasets: Sequence[Dataset]) -> str:

@@ -13,11 +13,14 @@ import numpy as np
 import torch
 
 from robolearn.policies.contracts import Batch
+from robolearn.policies.latent.language import STREAM
 from robolearn.training.batches import HELD_OUT_WINDOWS, made_ahead, readers
 from robolearn.training.config import Images
+from robolearn.training.instructions import Instructions, instruction_views
 from robolearn.training.sources import Source
 from robolearn_data.mixture import Mixture
 from robolearn_data.reading import View
+from robolearn_data.schema import Stream
 from robolearn_data.windows import windows
 
 _FRAMES = "frames"
@@ -27,7 +30,8 @@ class PairBatches:
     """A picture, and the one ``ahead`` control steps later in the same episode.
 
     A batch's observation is the camera's stream -> (B, 2, H, W, C) uint8, its action (B, 0, 0), its ``is_pad`` (B, 1):
-    one of the two was not recorded.
+    one of the two was not recorded. With an instruction, the observation has what was said at the earlier one,
+    "instruction" -> (B, bytes) uint8.
     """
 
     def __init__(
@@ -39,12 +43,13 @@ class PairBatches:
         batch_size: int,
         seed: int,
         weights: tuple[float, ...] = (),
+        instruction: Stream | None = None,
         images: Images = "auto",
         rank: int = 0,
         processes: int = 1,
         talk: bool = False,
     ) -> None:
-        """See ``WindowBatches``."""
+        """See ``WindowBatches``. ``instruction``: the text stream as which it is given; None: it is not."""
         self._stream = stream
         self._batch_size, self._share = batch_size, (rank, processes)
         reach = (ahead + 1, 0, 0)
@@ -54,6 +59,10 @@ class PairBatches:
         views = [
             {_FRAMES: View(stream, 2, ahead=1, rate_hz=source.dataset.schema.rate_hz / ahead)} for source in sources
         ]
+        self._instructions: list[Instructions] = []
+        if instruction is not None:
+            views = [{**part, **instruction_views(s.dataset.schema)} for s, part in zip(sources, views, strict=True)]
+            self._instructions = [Instructions(source.dataset, instruction) for source in sources]
         self._readers = readers(sources, views, images, talk)
 
     def coming(self, first: int, last: int, workers: int) -> AbstractContextManager[Iterator[Batch]]:
@@ -76,21 +85,23 @@ class PairBatches:
 
     def read(self, datasets: np.ndarray, numbers: np.ndarray, *, held_out: bool = False) -> Batch:
         """Pairs (B,) of datasets (B,), both by number."""
-        frames, missing = None, np.zeros((len(numbers), 1), bool)
+        found: dict[str, np.ndarray] = {}
+        missing = np.zeros((len(numbers), 1), bool)
         for dataset, reader in enumerate(self._readers):
             place = np.flatnonzero(datasets == dataset)
             if not len(place):
                 continue
             numbering = self._held_out if held_out else self.windows
-            values, absent = reader.read(*numbering[dataset].locate(numbers[place]))
-            if frames is None:
-                frames = np.empty((len(numbers), *values[_FRAMES].shape[1:]), values[_FRAMES].dtype)
-            frames[place] = values[_FRAMES]
+            window = numbering[dataset].locate(numbers[place])
+            values, absent = reader.read(*window)
+            parts = {self._stream: values[_FRAMES]}
+            if self._instructions:
+                parts[STREAM] = self._instructions[dataset].read(*window, 1, values.get(STREAM))[:, 0]
+            for name, part in parts.items():
+                found.setdefault(name, np.empty((len(numbers), *part.shape[1:]), part.dtype))[place] = part
             missing[place, 0] = absent[_FRAMES].any(1)
-        assert frames is not None
-        return Batch(
-            {self._stream: torch.from_numpy(frames)}, torch.empty(len(numbers), 0, 0), torch.from_numpy(missing)
-        )
+        observation = {name: torch.from_numpy(value) for name, value in found.items()}
+        return Batch(observation, torch.empty(len(numbers), 0, 0), torch.from_numpy(missing))
 
     def _in_pieces(self, datasets: np.ndarray, numbers: np.ndarray, *, held_out: bool = False) -> Iterator[Batch]:
         for first in range(0, len(numbers), self._batch_size):

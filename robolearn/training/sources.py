@@ -87,7 +87,7 @@ def spec_for(config: TrainConfig, sources: Sequence[Source]) -> PolicySpec:
     if "instruction" in spec.observation:
         for source in sources:
             if "instruction" not in source.dataset.schema.streams:
-                check_tasks(source.dataset, source.train)
+                check_tasks(source.dataset, source.train, "leave instruction out of --observe")
     for source in sources[1:]:
         _check_agrees(source.dataset, spec, sources[0].dataset.location)
     return spec

@@ -51,7 +51,7 @@ def load_latent_model(folder: Path | str, device: str = "cpu") -> LatentActionMo
     """The model of a checkpoint, or of the newest one of a run, for inference.
 
     Raises:
-        LatentError: there is none, or it is damaged.
+        LatentError: there is none, it is damaged, or of a first stage, which has no latent actions yet.
     """
     folder = resolve_latent_model(folder)
     try:
@@ -74,6 +74,11 @@ def load_latent_model(folder: Path | str, device: str = "cpu") -> LatentActionMo
             raise
         reason = " ".join(str(error).split())[:300]
         raise LatentError(f"{folder} is damaged: {reason}; train again or copy it anew") from error
+    if model.unsaid is not None and not model.unsaid.settled:
+        raise LatentError(
+            f"{folder} is of the first stage, which learns what the instruction does not say; latent actions are "
+            "learned in the second: go on with `robolearn latent learn --resume`, or give a later checkpoint"
+        )
     return model.to(device).eval().requires_grad_(False)
 
 

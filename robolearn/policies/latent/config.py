@@ -42,9 +42,14 @@ class LatentModelConfig:
     """pixels: height and width of the patches that a picture is cut into."""
     width: int = 32
     """Channels of both models."""
+    language: Literal["none", "words", "bytes"] = "none"
+    """Whether the instruction splits what happened in two: first is learned what it does not say, then, without it,
+    what is left, which serves the task. Policies learn the second alone. Texts are read as words or as bytes."""
+    max_text: int = 64
+    """language: the most words or bytes of an instruction."""
 
     def __post_init__(self) -> None:
-        for name in ("ahead", "size", "tokens", "replace_every", "image_size", "patch", "width"):
+        for name in ("ahead", "size", "tokens", "replace_every", "image_size", "patch", "width", "max_text"):
             if getattr(self, name) < 1:
                 raise LatentError(f"model.{name} must be at least 1, got {getattr(self, name)}")
         if self.width % 8:
@@ -60,3 +65,8 @@ class LatentModelConfig:
             )
         if self.kl < 0:
             raise LatentError(f"model.kl must not be negative, got {self.kl:g}")
+        if self.language != "none" and self.bottleneck == "gaussian" and not self.kl:
+            raise LatentError(
+                f"model.language {self.language} needs a bottleneck that leaves out what the instruction says: "
+                "model.kl above 0, or model.bottleneck vq or fsq"
+            )

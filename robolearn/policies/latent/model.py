@@ -5,11 +5,19 @@ predicts the later picture from the earlier one and z. What the earlier picture 
 bottleneck does not let through, it cannot say: what is left is the change, and in a robot's video the robot makes most
 of it (Genie, Bruce et al. 2024; LAPA, Ye et al. 2025).
 
-Shape letters: B batch, C channels, H height and W width of a picture or feature map, Z numbers of a latent action.
+With language it is learned in two stages, as in UniVLA (Bu et al. 2025). In the first, inverse and forward model are
+told the instruction, so that their latent need not say what the instruction does (``Unsaid``). In the second nobody is
+told: the forward model gets that latent, which stays as it is, and a new one, which is left with what the instruction
+had said. That one is the latent action. UniVLA keeps the codebook of the first stage alone; we keep its inverse model
+too, for a gaussian latent and fsq have no codebook that could hold it.
+
+Shape letters: B batch, C channels, H height and W width of a picture or feature map, Z numbers of a latent action,
+T numbers that tell an instruction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -21,6 +29,7 @@ from robolearn.policies.encoders.images import IMAGE_NETWORKS, cropped
 from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.latent.bottlenecks import BOTTLENECKS, Bottleneck
 from robolearn.policies.latent.config import LatentError, LatentModelConfig
+from robolearn.policies.latent.language import STREAM, InstructionEncoder
 from robolearn_data.schema import Stream
 
 
@@ -62,11 +71,15 @@ class LatentActionModel(nn.Module):
             patch = 1
         self.bottleneck = cast(Bottleneck, BOTTLENECKS[config.bottleneck](config))
         self.inverse = InverseModel(channels, (height, width), patch, config.width, self.bottleneck.inputs)
-        self.forward_model = ForwardModel(channels, patch, config.width, self.bottleneck.size)
+        self.unsaid: Unsaid | None = None
+        if config.language != "none":
+            self.unsaid = Unsaid(channels, (height, width), patch, config)
+        told = self.bottleneck.size + (self.unsaid.size if self.unsaid is not None else 0)
+        self.forward_model = ForwardModel(channels, patch, config.width, told)
         self.register_buffer("change", torch.tensor(change))
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
-        """The random numbers of one training step on ``batch`` pairs."""
+        """The random numbers of one training step on ``batch`` pairs: each stage takes those of its bottleneck."""
         return self.bottleneck.draw(batch, generator)
 
     def forward(self, batch: Batch, draws: Draws | None = None) -> Losses:
@@ -77,11 +90,15 @@ class LatentActionModel(nn.Module):
         """Terms (B,): "prediction", squared error of the later picture as a part of the mean squared change, so that 1
         is no better than the earlier picture; and those of the bottleneck. Pairs that are padding count nothing."""
         draws = self.draw(len(batch)) if draws is None else draws
+        draws = {name: value.to(self.change.device) for name, value in draws.items()}
         before, after = self.seen(batch.observation[self.name])
-        z, terms = self.bottleneck.train_pass(
-            self.inverse(before, after), {name: value.to(before.device) for name, value in draws.items()}
-        )
-        error = (self.forward_model(before, z).float() - after).square().flatten(1).mean(1)
+        if self.unsaid is not None and not self.unsaid.settled:
+            part, terms = self.unsaid.train_pass(before, after, batch.observation[STREAM], draws)
+            told = F.pad(part, (self.bottleneck.size, 0))
+        else:
+            z, terms = self.bottleneck.train_pass(self.inverse(before, after), draws)
+            told = self._told(z, before, after, batch.observation)
+        error = (self.forward_model(before, told).float() - after).square().flatten(1).mean(1)
         real = (~batch.is_pad[:, 0]).float()
         terms = {"prediction": error / self.change, **terms}
         return Losses({name: term * real for name, term in terms.items()})
@@ -105,33 +122,80 @@ class LatentActionModel(nn.Module):
         return self.bottleneck.latent(self.inverse(*self.seen(pixels))).float()
 
     @torch.no_grad()
-    def predict(self, before: Tensor, z: Tensor) -> Tensor:
-        """The later picture (B, C, H, W) from the earlier one, as ``seen`` gives it, and z (B, Z)."""
-        return self.forward_model(before, z)
+    def told(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """What the forward model is told of pairs, without noise: the latent actions (B, Z), and with language more
+        behind them: what the instruction, (B, bytes) of the observation, does not say, and T zeros."""
+        before, after = self.seen(observation[self.name])
+        return self._told(self.bottleneck.latent(self.inverse(before, after)), before, after, observation).float()
+
+    def _told(self, z: Tensor, before: Tensor, after: Tensor, observation: Mapping[str, Tensor]) -> Tensor:
+        return z if self.unsaid is None else torch.cat([z, self.unsaid.latent(before, after, observation[STREAM])], -1)
+
+    @torch.no_grad()
+    def predict(self, before: Tensor, told: Tensor) -> Tensor:
+        """The later picture (B, C, H, W) from the earlier one, as ``seen`` gives it, and what ``told`` gives."""
+        return self.forward_model(before, told)
 
     def latent_stream(self) -> Stream:
         """Of the latent action, as a policy that predicts it has it for its action."""
         return Stream((self.bottleneck.size,), kind="action", unit="latent")
 
 
-class InverseModel(nn.Module):
-    """Two pictures (B, C, H, W) -> (B, E)."""
+class Unsaid(nn.Module):
+    """The first stage of language: what happened, as far as the instruction does not say it. R numbers tell it.
 
-    def __init__(self, channels: int, size: tuple[int, int], patch: int, width: int, outputs: int) -> None:
+    As the forward model is told it, (B, R + T): this latent and the instruction, which is zero after the first stage.
+    """
+
+    settled: Tensor
+
+    def __init__(self, channels: int, size: tuple[int, int], patch: int, config: LatentModelConfig) -> None:
+        super().__init__()
+        assert config.language != "none"
+        self.text = InstructionEncoder(config.language, config.max_text)
+        self.bottleneck = cast(Bottleneck, BOTTLENECKS[config.bottleneck](config))
+        self.inverse = InverseModel(channels, size, patch, config.width, self.bottleneck.inputs, self.text.size)
+        self.size = self.bottleneck.size + self.text.size
+        self.register_buffer("settled", torch.zeros((), dtype=torch.uint8))
+        """1: it is trained and stays as it is, and the latent actions are learned beside it."""
+
+    def train_pass(self, before: Tensor, after: Tensor, said: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures (B, C, H, W) and instructions (B, bytes) -> (B, R + T), and terms of the loss, (B,)."""
+        text = self.text(said)
+        z, terms = self.bottleneck.train_pass(self.inverse(before, after, text), draws)
+        return torch.cat([z, text], dim=-1), terms
+
+    @torch.no_grad()
+    def latent(self, before: Tensor, after: Tensor, said: Tensor) -> Tensor:
+        """The same without noise, and with zeros in place of the instruction."""
+        z = self.bottleneck.latent(self.inverse(before, after, self.text(said)))
+        return F.pad(z, (0, self.text.size))
+
+
+class InverseModel(nn.Module):
+    """Two pictures (B, C, H, W) -> (B, E). A condition (B, T) scales and shifts the channels of what it sees last."""
+
+    def __init__(
+        self, channels: int, size: tuple[int, int], patch: int, width: int, outputs: int, condition: int = 0
+    ) -> None:
         super().__init__()
         self.net = nn.Sequential(
             _convolution(2 * channels, width, patch, patch),
             _convolution(width, width, 3, 1),
             _convolution(width, width, 3, 2),
             _convolution(width, width, 3, 2),
-            nn.Flatten(),
         )
         with torch.no_grad():
-            flat = self.net(torch.zeros(1, 2 * channels, *size)).shape[1]
+            flat = self.net(torch.zeros(1, 2 * channels, *size)).flatten(1).shape[1]
         self.head = nn.Linear(flat, outputs)
+        self.film = nn.Linear(condition, 2 * width) if condition else None
 
-    def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        return self.head(self.net(torch.cat([before, after - before], dim=1)))
+    def forward(self, before: Tensor, after: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = self.net(torch.cat([before, after - before], dim=1))
+        if self.film is not None:
+            scale, shift = self.film(condition)[..., None, None].chunk(2, dim=1)
+            x = x * (1 + scale) + shift
+        return self.head(x.flatten(1))
 
 
 class ForwardModel(nn.Module):
