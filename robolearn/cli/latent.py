@@ -47,6 +47,8 @@ class Learn:
     """Run folder: checkpoints, metrics.jsonl, loss.png, config.yaml, and at the end report.json and report.png."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    shard: bool = False
+    """With several processes (torchrun): divide the model among them; see `robolearn train --help`."""
     workers: int = 0
     """Threads that prepare coming batches; 0: made when needed. Same result."""
     images: Images = "auto"
@@ -82,6 +84,7 @@ class Report:
 
 def learn(options: Learn) -> None:
     """Learn latent actions from video, without any action."""
+    from robolearn.policies.latent.checkpoint import load_latent_model
     from robolearn.training.latent import train_latent_model
     from robolearn.training.processes import processes
     from robolearn.training.sources import open_sources
@@ -94,8 +97,8 @@ def learn(options: Learn) -> None:
     if options.resume:
         saved = load_config(options.out / "config.yaml", LatentTrainConfig)
         config = saved if config == LatentTrainConfig() else config
-    with processes(options.device) as group:
-        model = train_latent_model(
+    with processes(options.device, shard=options.shard) as group:
+        train_latent_model(
             config,
             options.datasets,
             options.out,
@@ -108,6 +111,7 @@ def learn(options: Learn) -> None:
             return
         print(f"learned: {options.out} (checkpoints, metrics.jsonl, loss.png)")
         sources = open_sources(options.datasets, config.held_out)
+        model = load_latent_model(options.out, str(group.device))
         _report(model, [(source.dataset, source.held_out or source.train) for source in sources], 2000, options.out)
 
 

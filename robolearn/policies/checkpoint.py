@@ -18,7 +18,7 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from robolearn.policies.config import PolicyConfig
 from robolearn.policies.encoders.observation import EncoderConfig
@@ -27,6 +27,7 @@ from robolearn.policies.objectives.meanflow import MeanFlowConfig
 from robolearn.policies.objectives.regression import RegressionConfig
 from robolearn.policies.policy import Policy
 from robolearn.policies.spec import PolicySpec, SpecError
+from robolearn.policies.tensor_file import write_tensors
 from robolearn.policies.vla.config import TINY, SmallConfig, VlaConfig, VlaError
 from robolearn.policies.vla.encoder import PrefixEncoder
 from robolearn.policies.vla.length import InstructionLimit
@@ -68,8 +69,7 @@ def _write(policy: Policy, folder: Path, dataset_fingerprint: str, step: int) ->
         },
     }
     (folder / "policy.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
-    weights = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-    (folder / "model.safetensors").write_bytes(save(weights))
+    write_tensors(folder / "model.safetensors", policy.state_dict())
     if isinstance(policy.encoder, PrefixEncoder):
         policy.encoder.save_assets(folder)
 

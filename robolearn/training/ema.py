@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import torch
@@ -18,10 +19,22 @@ class Ema(Generic[M]):
     (Karras et al.; the values of Diffusion Policy are power 0.75, max_decay 0.9999).
     """
 
-    def __init__(self, module: M, power: float, max_decay: float) -> None:
+    def __init__(
+        self, module: M, power: float, max_decay: float, *, shard: Callable[[nn.Module], None] | None = None
+    ) -> None:
+        """``shard`` divides a module among processes; it is applied to ``module`` and to its average."""
         # What is not trained is the same in both: a frozen backbone is held once.
-        frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
-        self.module: M = copy.deepcopy(module, frozen)
+        if shard is None:
+            self.module: M = copy.deepcopy(module, {id(p): p for p in module.parameters() if not p.requires_grad})
+        else:
+            # The copy takes the divided weights: it never holds whole ones.
+            self.module = copy.deepcopy(module, {id(p): _empty(p) for p in module.parameters()})
+            shard(module)
+            shard(self.module)
+            parts = {
+                n: nn.Parameter(p.detach().clone()) if p.requires_grad else p for n, p in module.named_parameters()
+            }
+            self.module.load_state_dict(parts, strict=False, assign=True)
         self.module.requires_grad_(False).eval()
         self.power = power
         self.max_decay = max_decay
@@ -35,3 +48,7 @@ class Ema(Generic[M]):
         for mine, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
             if mine is not theirs:
                 mine.lerp_(theirs, 1 - self.decay(step))
+
+
+def _empty(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)

@@ -68,7 +68,6 @@ def train_latent_model(
     if features is not None and model.features is not None:
         model.features.load_state_dict(features.state_dict())
     model.change.fill_(mean_change(model, batches))
-    model = model.to(group.device)
     data = fingerprint(sources)
     return optimise(
         model,

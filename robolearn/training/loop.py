@@ -26,6 +26,7 @@ from robolearn.policies.checkpoint import save_policy
 from robolearn.policies.latent.model import LatentActionModel
 from robolearn.policies.policy import Policy
 from robolearn.policies.start import start_from, started_statistics
+from robolearn.policies.tensor_file import gather_tensors
 from robolearn.policies.trunks.nearest import Nearest
 from robolearn.policies.vla.config import VlaConfig
 from robolearn.training.batches import Batches, WindowBatches, to_device
@@ -44,7 +45,8 @@ from robolearn.training.latent_labels import with_latents
 from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
-from robolearn.training.resume import Progress, load_state, save_state
+from robolearn.training.resume import Progress, gather_state, load_state, save_state
+from robolearn.training.sharding import check_shardable, shard
 from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for, streams_of
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import degenerate_components
@@ -89,11 +91,17 @@ def train(
         images: where pictures are held; neither this nor ``workers`` changes the result.
 
     Returns:
-        The policy with averaged weights.
+        The policy with averaged weights, divided among the processes where ``group.shard`` is.
 
     Raises:
-        UserError: data that does not suit, a run folder in use, a loss that is not finite.
+        UserError: data that does not suit, a model that cannot be sharded, a run folder in use, a loss that is not
+            finite.
     """
+    if group.shard and config.eval_every:
+        raise ConfigError(
+            "--shard: no process holds the whole policy to act with; leave --eval-every out, and run `robolearn eval` "
+            "on the checkpoints"
+        )
     sources = open_sources(datasets, config.held_out)
     observing = config
     if config.latent:
@@ -119,10 +127,13 @@ def train(
     )
 
     torch.manual_seed(config.seed)
-    policy = Policy(spec, values, config.policy).to(group.device)
+    policy = Policy(spec, values, config.policy)
     anew = start_from(policy, Path(config.start_from)) if config.start_from else []
     check_instructions(policy, [(source.dataset, source.train) for source in sources])
     if isinstance(policy.trunk, Nearest):
+        if group.shard:
+            raise ConfigError("--shard: a policy that remembers has no weights to train; leave --shard out")
+        policy = policy.to(group.device)
         return _remember(config, policy, batches, fingerprint(sources), run, group, make_world)
     constant = degenerate_components(streams_of(spec), values)
     notes = [f"constant in this data, hence centred but not scaled: {', '.join(constant)}"] if constant else []
@@ -180,15 +191,25 @@ def optimise(
         begin: what is learned before, in steps of its own.
 
     Returns:
-        The module with averaged weights.
+        The module with averaged weights, as in ``train``.
 
     Raises:
         UserError: a run folder in use, or of another run; a loss that is not finite.
     """
     share = group.share(config.batch_size)
-    # Of two halves only one is trained at a time.
-    model = DistributedDataParallel(module, find_unused_parameters=begin is not None) if group.count > 1 else module
-    ema = Ema(module, config.optimiser.ema_power, config.optimiser.ema_max)
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    if group.shard:
+        check_shardable(module)
+        divided = functools.partial(shard, group=group, bf16=bf16)
+    else:
+        module, divided = module.to(group.device), None
+    ema = Ema(module, config.optimiser.ema_power, config.optimiser.ema_max, shard=divided)
+    model = module
+    if group.count > 1 and not group.shard:
+        # Of two halves only one is trained at a time.
+        model = DistributedDataParallel(module, find_unused_parameters=begin is not None)
     optimiser = torch.optim.AdamW(
         module.parameters(),
         lr=config.optimiser.lr,
@@ -200,9 +221,6 @@ def optimise(
     total = beginning + config.steps
     first, cpu_s = _begin(config, data, run, group, resume, module, ema, optimiser)
     log = MetricsLog(run, first) if group.first else None
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
     last = total if stop_at is None else min(stop_at, total)
     reported: list[torch.Tensor] = []
 
@@ -247,9 +265,14 @@ def optimise(
                     log.write(
                         {"step": done, "loss": mean, "lr": optimiser.param_groups[0]["lr"], "cpu_s": round(cpu_s, 3)}
                     )
-            if log and saves:
-                if config.held_out:
-                    log.write({"step": done, "held_out_loss": held_out_loss(ema.module, batches, group, bf16=bf16)})
+            if saves and config.held_out and (log or group.shard):
+                held_out = held_out_loss(ema.module, batches, group, bf16=bf16)
+                if log:
+                    log.write({"step": done, "held_out_loss": held_out})
+            if saves and group.shard and not log:
+                gather_tensors(ema.module.state_dict())
+                gather_state(module, ema, optimiser)
+            if saves and log:
                 folder = run / "checkpoints" / f"{done:07d}"
                 save(ema.module, folder, dataset_fingerprint=data, step=done)
                 save_state(run, Progress(done, cpu_s, data), module, ema, optimiser)
@@ -269,7 +292,7 @@ def held_out_loss(module: Policy | LatentActionModel, batches: Batches, group: P
     for number, batch in enumerate(batches.held_out()):
         draws = module.draw(len(batch), torch.Generator().manual_seed(_seed(number)))
         with torch.autocast(group.device.type, torch.bfloat16, enabled=bf16):
-            losses = module.loss(to_device(batch, group.device), draws=draws)
+            losses = module(to_device(batch, group.device), draws=draws)
         total += len(batch) * float(losses.total())
         count += len(batch)
     return total / count

@@ -18,6 +18,8 @@ class Processes:
     rank: int
     count: int
     device: torch.device
+    shard: bool = False
+    """The model that is trained is divided among the processes (sharding.py)."""
 
     @property
     def first(self) -> bool:
@@ -41,13 +43,22 @@ class Processes:
 
 
 @contextmanager
-def processes(device: str = "auto") -> Iterator[Processes]:
-    """The process group that torchrun's environment describes (gloo on CPUs, NCCL on GPUs), or this process alone."""
+def processes(device: str = "auto", *, shard: bool = False) -> Iterator[Processes]:
+    """The process group that torchrun's environment describes (gloo on CPUs, NCCL on GPUs), or this process alone.
+
+    Raises:
+        UserError: no GPU where one is wanted, or ``shard`` with one process.
+    """
     count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if device == "auto":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no GPU is visible to torch; use --device cpu or install a CUDA build of torch")
+    if shard and count == 1:
+        raise UserError(
+            "--shard divides a model among processes, and this one is alone: torchrun --nproc-per-node 2 -m "
+            "robolearn.cli.main train ..., or leave it out"
+        )
     if count == 1:
         yield Processes(0, 1, torch.device(device))
         return
@@ -55,6 +66,6 @@ def processes(device: str = "auto") -> Iterator[Processes]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield Processes(rank, count, torch.device(device))
+        yield Processes(rank, count, torch.device(device), shard)
     finally:
         dist.destroy_process_group()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from robolearn.policies.tensor_file import gather_tensors, write_tensors
 from robolearn.training.ema import Ema
 from robolearn_data.schema import UserError
 
@@ -28,21 +30,23 @@ class Progress:
 
 
 def save_state(folder: Path, progress: Progress, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.module.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
+    """Of a sharded model the weights are gathered: the other processes call ``gather_state`` meanwhile."""
     partial = folder / f"{FILE}.partial"
     metadata = {"step": str(progress.step), "cpu_s": repr(progress.cpu_s), "data": progress.data}
     try:
-        partial.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata))
+        write_tensors(partial, _tensors(model, ema, optimiser), metadata)
         os.replace(partial, folder / FILE)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def gather_state(model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> None:
+    """Take part in ``save_state`` of the first process."""
+    gather_tensors(_tensors(model, ema, optimiser))
+
+
 def load_state(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> Progress:
-    """Put back what ``save_state`` wrote.
+    """Put back what ``save_state`` wrote, by whatever number of processes. Of what is sharded a process reads its part.
 
     Raises:
         UserError: no such file, or it belongs to a run of another configuration.
@@ -53,21 +57,49 @@ def load_state(folder: Path, model: nn.Module, ema: Ema, optimiser: torch.optim.
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model.load_state_dict(_part(tensors, "model."))
-        ema.module.load_state_dict(_part(tensors, "ema."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimiser.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            for prefix, module in (("model.", model), ("ema.", ema.module)):
+                mine = module.state_dict()
+                module.load_state_dict(
+                    {name: _read(file, prefix + name, mine.get(name)) for name in _names(file, prefix)}
+                )
+            parameters = optimiser.param_groups[0]["params"]
+            state: dict[int, dict[str, Tensor]] = {}
+            for name in _names(file, "optimiser."):
+                index, key = name.split(".", 1)
+                shaped_as = None if key == "step" else parameters[int(index)]
+                state.setdefault(int(index), {})[key] = _read(file, f"optimiser.{name}", shaped_as)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
         return Progress(int(metadata["step"]), float(metadata["cpu_s"]), metadata["data"])
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+    except (SafetensorError, RuntimeError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} does not belong to this run or is damaged ({reason}); start again in another --out"
         ) from error
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _tensors(model: nn.Module, ema: Ema, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.module.state_dict().items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": v for k, v in state.items()}
+    return tensors
+
+
+def _names(file: Any, prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+
+
+def _read(file: Any, name: str, shaped_as: Tensor | None) -> Tensor:
+    """A tensor of the file, or where ``shaped_as`` is sharded, this process's rows of it."""
+    if not isinstance(shaped_as, DTensor):
+        return file.get_tensor(name)
+    rows = file.get_slice(name)
+    if tuple(rows.get_shape()) != tuple(shaped_as.shape):
+        raise RuntimeError(f"{name} has the shape {rows.get_shape()}, not {list(shaped_as.shape)}")
+    mesh, local = shaped_as.device_mesh, shaped_as.to_local()
+    each = -(-len(shaped_as) // mesh.size())  # as torch.chunk divides
+    begin = min(mesh.get_local_rank() * each, len(shaped_as))
+    part = rows[begin : begin + len(local)] if len(local) else torch.empty_like(local, device="cpu")
+    return DTensor.from_local(
+        part.to(local), mesh, shaped_as.placements, run_check=False, shape=shaped_as.shape, stride=shaped_as.stride()
+    )

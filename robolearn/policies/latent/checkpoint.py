@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from robolearn.policies.encoders.observation import EncoderConfig
 from robolearn.policies.latent.config import LatentError, LatentModelConfig
 from robolearn.policies.latent.model import LatentActionModel
+from robolearn.policies.tensor_file import write_tensors
 from robolearn_data.schema import Schema
 
 FORMAT = 1
@@ -39,8 +40,7 @@ def save_latent_model(model: LatentActionModel, folder: Path, *, dataset_fingerp
             "fingerprint": {"dataset": dataset_fingerprint},
         }
         (partial / _FILE).write_text(yaml.safe_dump(description, sort_keys=False))
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        (partial / "model.safetensors").write_bytes(save(weights))
+        write_tensors(partial / "model.safetensors", model.state_dict())
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:
