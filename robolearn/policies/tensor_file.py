@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 _NAMES = {
     torch.float64: "F64",
@@ -60,7 +59,8 @@ def _order(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor().detach() if isinstance(value, DTensor) else value.detach()
+    gather = getattr(value, "full_tensor", None)  # a DTensor's; to import its class takes as long as torch does
+    return (gather() if gather else value).detach()
 
 
 def _write(file: BinaryIO, value: Tensor) -> None:

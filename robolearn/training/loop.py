@@ -46,7 +46,6 @@ from robolearn.training.metrics import MetricsLog, read_metrics, training_figure
 from robolearn.training.processes import Processes
 from robolearn.training.progress import TrainingBar
 from robolearn.training.resume import Progress, gather_state, load_state, save_state
-from robolearn.training.sharding import check_shardable, shard
 from robolearn.training.sources import fingerprint, open_sources, spec_for, statistics_for, streams_of
 from robolearn_data.schema import UserError
 from robolearn_data.statistics import degenerate_components
@@ -201,6 +200,8 @@ def optimise(
         config.precision == "auto" and group.device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
     if group.shard:
+        from robolearn.training.sharding import check_shardable, shard
+
         check_shardable(module)
         divided = functools.partial(shard, group=group, bf16=bf16)
     else:

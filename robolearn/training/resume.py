@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from robolearn.policies.tensor_file import gather_tensors, write_tensors
 from robolearn.training.ema import Ema
@@ -91,8 +90,11 @@ def _names(file: Any, prefix: str) -> list[str]:
 
 def _read(file: Any, name: str, shaped_as: Tensor | None) -> Tensor:
     """A tensor of the file, or where ``shaped_as`` is sharded, this process's rows of it."""
-    if not isinstance(shaped_as, DTensor):
+    if not hasattr(shaped_as, "device_mesh"):
         return file.get_tensor(name)
+    from torch.distributed.tensor import DTensor  # takes as long as torch does
+
+    assert isinstance(shaped_as, DTensor)
     rows = file.get_slice(name)
     if tuple(rows.get_shape()) != tuple(shaped_as.shape):
         raise RuntimeError(f"{name} has the shape {rows.get_shape()}, not {list(shaped_as.shape)}")

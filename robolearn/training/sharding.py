@@ -32,6 +32,8 @@ def check_shardable(module: nn.Module) -> None:
     Raises:
         UserError: ``module`` cannot be trained in parts.
     """
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < (2, 13):
+        raise UserError(f"--shard needs torch 2.13 or newer, here is {torch.__version__}; leave it out or update torch")
     for part in module.modules():
         for kind, why in _WHOLE.items():
             if isinstance(part, kind):
