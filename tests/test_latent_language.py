@@ -196,10 +196,10 @@ def test_a_pair_has_the_instruction_of_its_earlier_picture_or_the_task_of_its_ep
         batch = next(coming)
     dataset = Dataset.open(told)
     pictures, said = dataset.read("img"), dataset.read("instruction")
-    place = {picture.tobytes(): read_text(text) for picture, text in zip(pictures, said, strict=True)}
     found = [read_text(text) for text in batch.observation["instruction"].numpy()]
-    wanted = [place.get(frames[0].tobytes(), "be quick") for frames in batch.observation["img"].numpy()]
-    assert found == wanted
+    for frames, text in zip(batch.observation["img"].numpy(), found, strict=True):
+        rows = np.flatnonzero((pictures == frames[0]).all((1, 2, 3)))  # lamps may be alike twice in an episode
+        assert text in ({read_text(said[row]) for row in rows} if len(rows) else {"be quick"})
     assert "be quick" in found
     assert len(set(found)) > 10
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_told_is_refused_before_training(told: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_what_is_said_and_what_is_not_are_found_by_probes_in_the_part_that_is_theirs(tmp_path: Path) -> None:
     data = write(tmp_path / "lamps.zarr", 40)
-    # Two numbers: without language z says one lamp, or a little of both.
+    # Without language z says the blue lamp, which moves as much.
     config = settings(200, 200, width=16, size=2, kl=1e-4)
     config = replace(config, batch_size=32, optimiser=OptimiserConfig(lr=4e-3, warmup=10))
     model = learn(config, data, tmp_path / "run")
@@ -242,10 +242,9 @@ def test_what_is_said_and_what_is_not_are_found_by_probes_in_the_part_that_is_th
     parts = [(dataset, range(dataset.episodes))]
     found = measure(model, parts, most=400)
     red, blue = (found["probes"][f"{name}, change"] for name in ("red", "blue"))
-    print(red, blue, found["explained"])
-    assert red["z"][0] > 0.4
+    assert red["z"][0] > 0.8
     assert blue["z"][0] < 0.1
     assert blue["unsaid"][0] > 0.8
-    assert red["unsaid"][0] < 0.3
+    assert red["unsaid"][0] < 0.1
     assert found["explained"]["z"] > found["explained"]["unsaid of another pair"] + 0.3
     latent_figure(model, found, parts).savefig(tmp_path / "report.png")
