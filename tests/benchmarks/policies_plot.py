@@ -49,7 +49,7 @@ def one_family(rows: Sequence[Row]) -> Figure:
     """Success of each variant in each condition: the mean of the seeds, and every seed."""
     conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    figure = Figure(figsize=(max(5.0, 1.1 * len(conditions) * len(variants) ** 0.5 + 2.5), 3.8), layout="constrained")
+    figure = Figure(figsize=(1.5 * len(conditions) + 1.5, 3.8), layout="constrained")
     axes: Axes = figure.subplots()
     width = 0.8 / len(variants)
     for number, variant in enumerate(variants):

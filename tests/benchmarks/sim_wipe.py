@@ -41,6 +41,7 @@ def in_chunks(steps: int, *, fast: bool = False) -> Drive:
         while True:
             plan: list[np.ndarray] = []
             held = dict(seen)
+            following = line[np.flatnonzero(world._dirty)[0]]  # which the observation tells when it is near
             for _ in range(steps):
                 action = expert.act(held)
                 if plan and expert.touched:
@@ -49,7 +50,6 @@ def in_chunks(steps: int, *, fast: bool = False) -> Drive:
                 plan.append(action)
                 nearest = int(np.argmin(np.linalg.norm(line - action[:2], axis=1)))
                 state = held["state"].copy()
-                following = state[:2] + state[3:5]
                 state[:2] = action[:2]
                 if expert.touched and BAND_N[0] <= held["wrench"][-5:, 2].mean() <= BAND_N[1]:
                     following = line[min(nearest + 1, len(line) - 1)]
