@@ -131,6 +131,13 @@ def test_the_board_moves_after_the_share_that_calls_for_it_and_only_in_perturbed
         assert all(later[0] - one[0] >= MOVE_S for one, later in zip(world.moves, world.moves[1:], strict=False))
 
 
+def test_dirt_is_drawn_where_it_is() -> None:
+    world = the()
+    world.reset(5)
+    drawn = np.stack([world._data.geom_xpos[spot] for spot in world._spots])
+    np.testing.assert_allclose(drawn[:, :2], world.line, atol=1e-3)
+
+
 def test_dirt_comes_off_in_the_band_alone_and_too_much_force_ends_the_episode() -> None:
     world = the()
     for force, comes_off in ((0.0, False), (BAND_N[0] - 0.1, False), (6.0, True), (BAND_N[1] + 0.1, False)):

@@ -320,6 +320,7 @@ def _build(mujoco: Any) -> Any:
                 name=f"spot_{i}",
                 type=mujoco.mjtGeom.mjGEOM_CYLINDER,
                 size=(0.006, 0.0006, 0),
+                pos=(0.01, 0, 0),  # what MuJoCo finds in the middle of its body it leaves there
                 rgba=(0.35, 0.2, 0.1, 1),
                 contype=0,
                 conaffinity=0,
