@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -108,6 +109,11 @@ def test_a_fast_policy_stands_between_the_slow_one_and_the_servo(tmp_path: Path)
     assert "fast policy" in person.pids
 
 
+def go_on(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended since
+        os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.slow
 def test_an_e_stop_is_heard_while_the_recorder_publishes_an_episode(tmp_path: Path) -> None:
     """Keys are read in ``progress``, as those of a terminal are."""
@@ -127,7 +133,7 @@ def test_an_e_stop_is_heard_while_the_recorder_publishes_an_episode(tmp_path: Pa
     def act(person: Person) -> None:
         os.kill(person.pids["recorder"], signal.SIGSTOP)  # as a disk that stands still
         person.operator.tell(Command.SUCCESS)
-        late = threading.Timer(60, lambda: os.kill(person.pids["recorder"], signal.SIGCONT))
+        late = threading.Timer(60, go_on, [person.pids["recorder"]])
         late.daemon = True
         late.start()
 
