@@ -262,15 +262,35 @@ def test_weights_under_published_names_give_the_velocity_that_smolvla_defines(
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Answers as huggingface.co does for what one may not have."""
+    """Answers as huggingface.co does: with the files of "served", and for what one may not have. Of a gated model it
+    lists the files."""
+
+    folder: Path
+    SHA = "0" * 40
 
     def do_HEAD(self) -> None:
-        parts = self.path.strip("/").split("/")
-        code = {"gated": "GatedRepo", "model": "RevisionNotFound"}.get(parts[1], "RepoNotFound")
-        self.send_response({"GatedRepo": 403, "RevisionNotFound": 404, "RepoNotFound": 401}[code])
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
+        is_api = self.path.startswith("/api/models/")
+        _, _, name, *more = self.path.removeprefix("/api/models").split("/")
+        code = {"gated": "GatedRepo", "model": "RevisionNotFound", "served": ""}.get(name, "RepoNotFound")
+        headers, body, status = {"X-Error-Code": code}, b"", 200
+        if is_api and name in ("gated", "served"):
+            about = {"id": f"org/{name}", "sha": self.SHA}
+            body = json.dumps(self._tree() if "/tree/" in self.path else about).encode()
+        elif name == "served":
+            body = (self.folder / more[-1]).read_bytes()
+            headers = {"X-Repo-Commit": self.SHA, "ETag": f'"{more[-1]}"'}
+        else:
+            status = {"GatedRepo": 403, "RevisionNotFound": 404, "RepoNotFound": 401}[code]
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
         self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def _tree(self) -> list[dict[str, Any]]:
+        files = sorted(self.folder.iterdir())
+        return [{"type": "file", "path": file.name, "size": file.stat().st_size, "oid": self.SHA} for file in files]
 
     do_GET = do_HEAD
 
@@ -279,7 +299,8 @@ class _Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
+def hub(model_folder: Path) -> Iterator[str]:
+    _Hub.folder = model_folder
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -294,6 +315,7 @@ for name in sys.argv[1:]:
     name, _, revision = name.partition("@")
     try:
         load_backbone(PretrainedConfig(name=name, revision=revision), 8, None)
+        print("loaded")
     except VlaError as error:
         print(error)
 """
@@ -322,12 +344,13 @@ def test_gated_missing_and_wrongly_revised_models_are_told_apart_with_alternativ
         assert "--backbone small" in line
 
 
-def test_without_a_network_it_says_that_the_model_is_not_here(tmp_path: Path) -> None:
-    offline = asked({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}, "org/model")
-    # A port where nobody listens.
-    nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    for line in (*offline, *asked({**nobody, "NO_PROXY": "127.0.0.1"}, "org/model")):
-        assert "org/model is not on this machine, and huggingface.co cannot be reached" in line
+def test_without_a_network_a_model_is_taken_from_this_machine_or_said_not_to_be_here(hub: str, tmp_path: Path) -> None:
+    home = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    assert asked({**home, "HF_ENDPOINT": hub}, "org/served") == ["loaded"]
+    for nowhere in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):  # where nobody listens
+        here, missing = asked({**home, **nowhere}, "org/served", "org/model")
+        assert here == "loaded"
+        assert "org/model is not on this machine, and huggingface.co cannot be reached" in missing
 
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,15 +17,11 @@ def sinusoid(t: Tensor, width: int, *, min_period: float, max_period: float) -> 
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def time_features(t: Tensor, width: int) -> Tensor:
-    """Denoising time in [0, 1] -> (..., width); periods as in pi0 (4e-3 to 4)."""
-    return sinusoid(t, width, min_period=4e-3, max_period=4.0)
-
-
 class TimeFeatures(nn.Module):
-    """As ``time_features``, to 1e-6 of what float64 gives (openpi, LeRobot); float32 alone is 1e-4 off at 250 turns.
+    """Denoising time in [0, 1] as sines, then cosines, of periods from 4e-3 to 4 (pi0), (...) -> (..., width).
 
-    Time and frequency are cut in two, so that the product of the coarse parts is exact and its whole turns fall out.
+    To 1e-6 of what float64 gives (openpi, LeRobot); float32 alone is 1e-4 off at 250 turns. Time and frequency are cut
+    in two, so that the product of the coarse parts is exact and its whole turns fall out.
     """
 
     coarse: Tensor
@@ -39,7 +35,6 @@ class TimeFeatures(nn.Module):
         self.register_buffer("fine", torch.tensor(frequency - coarse, dtype=torch.float32), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        """Time in [0, 1], (...) -> (..., width)."""
         t = t.unsqueeze(-1)
         coarse = torch.round(4096 * t) / 4096
         turns = coarse * self.coarse  # 12 bits times 12 bits

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robolearn.policies.attention import attention
 from robolearn.policies.contracts import Context
-from robolearn.policies.trunks.embedding import sinusoid, time_features
+from robolearn.policies.trunks.embedding import TimeFeatures, sinusoid
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Transformer(nn.Module):
         self.embed_action = nn.Linear(actions, d)
         self.embed_context = nn.Linear(token_width, d)
         self.context_place = nn.Parameter(0.02 * torch.randn(tokens, d))
+        self.time_features = TimeFeatures(d)
         self.embed_time = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.embed_span = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d)) if spans else None
         self.blocks = nn.ModuleList(_Block(d, config.heads, config.mlp_ratio) for _ in range(config.layers))
@@ -66,9 +67,9 @@ class Transformer(nn.Module):
         h_BTD = self.embed_action(x) + sinusoid(place, self.width, min_period=2.0, max_period=1000.0)
         memory_BND = self.embed_context(context.tokens) + self.context_place
         # The time token carries the observation too, so that it modulates every layer from the first step on.
-        time = self.embed_time(time_features(t, self.width))
+        time = self.embed_time(self.time_features(t))
         if self.embed_span is not None:
-            time = time + self.embed_span(time_features((1 if until is None else until) - t, self.width))
+            time = time + self.embed_span(self.time_features((1 if until is None else until) - t))
         c_BTD = F.silu(time + memory_BND.mean(1, keepdim=True))
         for block in self.blocks:
             h_BTD = block(h_BTD, memory_BND, c_BTD)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robolearn.policies.contracts import Context
-from robolearn.policies.trunks.embedding import time_features
+from robolearn.policies.trunks.embedding import TimeFeatures
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class UNet1d(nn.Module):
         super().__init__()
         widths, e = config.widths, config.condition
         self.divisor = 2 ** (len(widths) - 1)
-        self.condition = e
         self.sums = config.conditioning == "sum"
         hidden = 2 * e if self.sums else 4 * e
+        self.time_features = TimeFeatures(e)
         self.embed_time = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e))
         self.embed_span = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e)) if spans else None
         self.embed_context = nn.Linear(tokens * token_width, e) if self.sums else nn.Identity()
@@ -86,9 +86,9 @@ class UNet1d(nn.Module):
     ) -> Tensor:
         length = x.shape[1]
         pad = -length % self.divisor
-        time = self.embed_time(time_features(t, self.condition))
+        time = self.embed_time(self.time_features(t))
         if self.embed_span is not None:
-            time = time + self.embed_span(time_features((1 if until is None else until) - t, self.condition))
+            time = time + self.embed_span(self.time_features((1 if until is None else until) - t))
         context_BEL = self.embed_context(context.vector)[..., None]
         if self.sums:
             condition_BEL = time.mT + context_BEL

@@ -12,6 +12,7 @@ from robolearn.policies.vla.config import TINY, PretrainedConfig, VlaError
 from robolearn.policies.vla.pretrained import FAMILIES, PretrainedBackbone
 from robolearn.policies.vla.text import OwnTokeniser, PretrainedTokeniser, Tokeniser
 
+TEXTS, WEIGHTS = ["*.json", "*.txt", "*.model", "*.jinja"], "*.safetensors"
 _ELSE = "a folder with the model, or --backbone small, which trains from nothing"
 
 
@@ -37,13 +38,11 @@ def load_backbone(
     dtype = getattr(torch, config.dtype)
     tiny = config.name.startswith(TINY)
     folder = None if assets is None else assets / "backbone"
-    source = config.name if folder is None else str(folder)
-    where: dict[str, Any] = {"trust_remote_code": False}  # no code that comes with a model is run
-    if config.revision and folder is None:
-        where["revision"] = config.revision
-    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
+    own: dict[str, Any] = {"trust_remote_code": False}  # no code that comes with a model is run
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **own}
     try:
-        shape = tiny_config(config.name.removeprefix(TINY)) if tiny else AutoConfig.from_pretrained(source, **where)
+        source = Path() if tiny else folder or _fetched(config, TEXTS)
+        shape = tiny_config(config.name.removeprefix(TINY)) if tiny else AutoConfig.from_pretrained(source, **own)
         if shape.model_type not in FAMILIES:
             raise VlaError(
                 f"{config.name} is a {shape.model_type!r}; backbones are: {', '.join(FAMILIES)}; or give {_ELSE}"
@@ -51,8 +50,9 @@ def load_backbone(
         if tiny or not weights:
             model = AutoModel.from_config(shape, **how)
         else:
-            model = AutoModel.from_pretrained(source, use_safetensors=True, **{**where, **how})
-        tokeniser = OwnTokeniser("bytes", max_text) if tiny else AutoTokenizer.from_pretrained(source, **where)
+            whole = folder or _fetched(config, [*TEXTS, WEIGHTS])
+            model = AutoModel.from_pretrained(whole, use_safetensors=True, **how)
+        tokeniser = OwnTokeniser("bytes", max_text) if tiny else AutoTokenizer.from_pretrained(source, **own)
     except VlaError:
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -60,6 +60,19 @@ def load_backbone(
     if not isinstance(tokeniser, OwnTokeniser):
         tokeniser = PretrainedTokeniser(tokeniser, max_text)
     return PretrainedBackbone(model, config), tokeniser
+
+
+def _fetched(config: PretrainedConfig, files: list[str]) -> Path:
+    """The model's folder: a person's own, or of what huggingface.co has; without a network what is here of it already.
+
+    transformers alone would ask for each file again and again, for half a minute each, before it says that there is no
+    network.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(config.name).is_dir():
+        return Path(config.name)
+    return Path(snapshot_download(config.name, revision=config.revision or None, allow_patterns=files))
 
 
 def _reason(config: PretrainedConfig, error: BaseException, *, from_checkpoint: bool) -> str:
