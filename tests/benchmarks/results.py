@@ -64,7 +64,10 @@ def family_order(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def commit() -> str:
-    """Of the checkout, with "-dirty" when tracked files differ from it; "unknown" outside one."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
+    """Of the checkout, with "-dirty" when tracked files but for the results differ from it; "unknown" outside one."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS.relative_to(ROOT)}")
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("-dirty" if changed else "")
