@@ -53,15 +53,17 @@ def simplify_looks(mujoco: Any, spec: Any, model: Any, cell_m: float) -> None:
 def cluster(vertices: np.ndarray, faces: np.ndarray, cell_m: float) -> tuple[np.ndarray, np.ndarray]:
     """Join the vertices (V, 3) within each cubic cell into their mean, and leave out the triangles (F, 3) that this
     makes degenerate or equal (Rossignac and Borrel, Multi-resolution 3D approximations, 1993)."""
+    # Rows as single numbers in the same order: `unique` takes ten times as long over rows.
     cells = np.floor(vertices / cell_m).astype(np.int64)
-    _, member = np.unique(cells, axis=0, return_inverse=True)
-    member = member.ravel()
+    cells -= cells.min(0)
+    _, member = np.unique(np.ravel_multi_index(tuple(cells.T), tuple(cells.max(0) + 1)), return_inverse=True)
     count = np.bincount(member)
     joined = np.stack([np.bincount(member, vertices[:, axis]) for axis in range(3)], 1) / count[:, None]
     faces = member[faces]
     distinct = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
     faces = faces[distinct]
-    _, first = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
+    corners = np.sort(faces, axis=1)
+    _, first = np.unique(np.ravel_multi_index(tuple(corners.T), (len(count),) * 3), return_index=True)
     faces = faces[np.sort(first)]
     used, faces = np.unique(faces, return_inverse=True)
     return joined[used], faces.reshape(-1, 3)
