@@ -198,7 +198,7 @@ def evaluated(
     how = DelayedRollout(scheduler, Delays.fixed(DELAY), every)
 
     def one(checkpoint: Path, seeds: range) -> Evaluation:
-        return evaluate(checkpoint, make, seeds, workers=workers, envs_per_worker=8, rollout=how)
+        return evaluate(checkpoint, make, seeds, workers=workers, envs_per_worker=20, rollout=how)
 
     found = by_turns(folder, seeds, one)
     return {
