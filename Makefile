@@ -72,7 +72,7 @@ $(FRANKA_SIM)/.ready:
 	touch $@
 
 check: lint  ## lint, types and the tests that take less than ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slow'
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check --no-cache

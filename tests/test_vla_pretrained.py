@@ -242,6 +242,8 @@ def test_weights_under_published_names_give_the_velocity_that_smolvla_defines(
             shape = (32, 24) if "q_proj" in name else (24, 32)
             published[name] = 0.3 * torch.randn(shape, generator=generator)
     save_file(published, tmp_path / "model.safetensors")
+    settings = {"type": "smolvla", "attention_mode": "cross_attn", "resize_imgs_with_padding": [32, 32]}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
 
     config = smolvla.policy_config()
     assert isinstance(config.trunk, VlaConfig)
@@ -259,6 +261,15 @@ def test_weights_under_published_names_give_the_velocity_that_smolvla_defines(
         want = smolvla_velocity(doubles, policy.encoder.prefix(observation), x, 1 - t[:, 0])
     assert got.shape == (len(TEXTS), TP, 32)
     torch.testing.assert_close(got, -want, rtol=1e-6, atol=1e-6)
+
+    for text, said in (
+        (json.dumps({**settings, "attention_mode": "self_attn"}), "config.json: attention_mode is 'self_attn'"),
+        (json.dumps({**settings, "resize_imgs_with_padding": [64, 64]}), r"resize_imgs_with_padding is \[64, 64\]"),
+        ("{", "config.json: Expecting"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(VlaError, match=said):
+            Policy(SPEC, STATISTICS, replace(config, trunk=trunk, horizon=TP))
 
 
 class _Hub(BaseHTTPRequestHandler):

@@ -27,6 +27,7 @@ PAGES = tuple(
         "sim/README.md",
         "deploy/README.md",
         "deploy/COLLECTING.md",
+        "robolearn/policies/reactive/README.md",
         "robolearn/policies/vla/README.md",
     )
 )

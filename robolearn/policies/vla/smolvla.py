@@ -39,6 +39,18 @@ _RULES: tuple[tuple[str, str], ...] = (
     (rf"{re.escape(_VLM)}model\.(.+)", r"encoder.backbone.model.\1"),
 )
 _UNUSED = (f"{_VLM}lm_head.weight",)
+_SETTINGS: dict[str, object] = {
+    "adapt_to_pi_aloha": False,
+    "add_image_special_tokens": False,
+    "attention_mode": "cross_attn",
+    "max_action_dim": 32,
+    "max_period": 4.0,
+    "max_state_dim": 32,
+    "min_period": 4e-3,
+    "normalization_mapping": {"ACTION": "MEAN_STD", "STATE": "MEAN_STD", "VISUAL": "IDENTITY"},
+    "self_attn_every_n_layers": 2,
+}
+"""Of its config.json, what changes the policy and not the shapes of its weights; as ``policy_config`` has it."""
 
 
 def policy_config() -> PolicyConfig:
@@ -90,6 +102,20 @@ def our_weights(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {our_name(name): value for name, value in published.items()}
     weights = {name: value for name, value in found.items() if name is not None}
     return {name: -value if name.startswith("trunk.head.") else value for name, value in weights.items()}
+
+
+def check_settings(settings: Mapping[str, object], image_size: int) -> None:
+    """That a checkpoint's config.json says of it what ``policy_config`` does, as far as it says it.
+
+    Args:
+        image_size: px, of the backbone.
+
+    Raises:
+        ValueError: it names the first setting that differs.
+    """
+    for name, value in {**_SETTINGS, "resize_imgs_with_padding": [image_size, image_size]}.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"{name} is {settings[name]!r}; with this backbone only {value!r} is known here")
 
 
 def is_published(names: set[str]) -> bool:

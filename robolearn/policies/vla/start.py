@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from robolearn.policies.vla import smolvla
 from robolearn.policies.vla.config import VlaError
+from robolearn.policies.vla.encoder import PrefixEncoder
 
-_FILE = "model.safetensors"
+if TYPE_CHECKING:
+    from robolearn.policies.policy import Policy
+
+_FILE, _SETTINGS = "model.safetensors", "config.json"
 
 
-def load_start(policy: nn.Module, folder: Path) -> None:
+def load_start(policy: Policy, folder: Path) -> None:
     """Put the weights in ``folder`` into encoder and trunk. Adapters (LoRA) keep their own.
 
     Args:
@@ -32,9 +38,14 @@ def load_start(policy: nn.Module, folder: Path) -> None:
         ) from error
     if smolvla.is_published(set(weights)):
         try:
+            settings = json.loads((folder / _SETTINGS).read_text()) if (folder / _SETTINGS).exists() else {}
+            assert isinstance(policy.encoder, PrefixEncoder)
+            smolvla.check_settings(settings, policy.encoder.backbone.image_size)
             weights = smolvla.our_weights(weights)
         except KeyError as error:
             raise VlaError(f"start_from {folder}: {error} is no tensor of SmolVLA that is known here") from error
+        except ValueError as error:
+            raise VlaError(f"start_from {folder}: {_SETTINGS}: {error} (--preset vla-smolvla)") from error
     wanted = {name: value for name, value in policy.state_dict().items() if name.startswith(("encoder.", "trunk."))}
     wanted = {name.replace(".base_layer.", "."): value for name, value in wanted.items() if ".lora_" not in name}
     weights = {name: value for name, value in weights.items() if name.startswith(("encoder.", "trunk."))}
