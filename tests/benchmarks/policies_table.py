@@ -6,8 +6,8 @@
     python tests/benchmarks/policies_table.py write                     # what is done -> results/policies.json
 
 Each can be stopped at any time and goes on where it was (`resumable.py`). One run gives one row for each way to sample
-it (flow: 10 steps and 1; diffusion: ddim-10, ddim-1, ddpm-100). A row is the mean of the last five of ten checkpoints,
-each over the same starts (seed 100000 and on); its interval is Wilson's for those starts, not five times as many.
+it (flow: 10 steps and 1; diffusion: ddim-10, ddim-1, ddpm-100). The last five of ten checkpoints run by turns the same
+starts (seed 100000 and on).
 
 - evaluations: of the trunk, for one chunk.
 - chunk_ms: from an observation to its chunk, batch 1, one thread, median of 50; denoiser_ms: the trunk's part of it.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +26,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from results import add_rows, commit, has_row
-from resumable import checked, save, saved, train, train_cpu_s
+from resumable import by_turns, checked, save, saved, train, train_cpu_s
 
+from robolearn.evaluation.results import Evaluation
 from robolearn_data.schema import UserError
 
 RESULT = "policies"
-FIRST_SEED, LAST, CHECKPOINTS = 100_000, 5, 10
+FIRST_SEED, CHECKPOINTS = 100_000, 10
 
 
 class Task(NamedTuple):
@@ -45,8 +45,8 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "lift": Task("lift-state", "lift100.zarr", 8, 2_000),
-    "pusht": Task("pusht-state", "relabelled.zarr", 100, 8_000, ("--batch-size", "64")),
+    "lift": Task("lift-state", "lift100.zarr", 20, 2_000),
+    "pusht": Task("pusht-state", "relabelled.zarr", 40, 8_000, ("--batch-size", "64")),
 }
 """PushT is trained on a sixth of its preset's windows: fifteen runs of it would take two days of a core."""
 SAMPLERS: dict[str, dict[str, tuple[dict[str, Any], int | None]]] = {
@@ -86,7 +86,7 @@ def run(runs: Path, task: str, policy: str, seed: int, *, episodes: int, workers
     for name in missing:
         done = folder / f"row-{name}-{episodes}.json"
         if not done.exists():
-            figures = measure(folder, task, name, *SAMPLERS[policy][name], episodes, workers)
+            figures = measure(folder, task, *SAMPLERS[policy][name], episodes, workers)
             save(done, {**rows[name], **figures, "commit": commit()})
             print(done.read_text(), flush=True)
 
@@ -101,44 +101,28 @@ def learn(runs: Path, folder: Path, task: str, policy: str, seed: int) -> None:
 
 
 def measure(
-    folder: Path, task: str, row: str, how: dict[str, Any], steps: int | None, episodes: int, workers: int
+    folder: Path, task: str, how: dict[str, Any], steps: int | None, episodes: int, workers: int
 ) -> dict[str, Any]:
-    from robolearn.evaluation.intervals import wilson_interval
+    from robolearn.evaluation import evaluate
     from robolearn.policies.checkpoint import list_checkpoints, load_policy
+    from robolearn_sim.worlds import make_world
 
-    checkpoints = list_checkpoints(folder)[-LAST:]
-    found = [evaluated(checkpoint, task, row, how, steps, episodes, workers) for checkpoint in checkpoints]
-    success = float(np.mean([result["success_rate"] for result in found]))
-    policy = load_policy(checkpoints[-1], **how)
+    make = functools.partial(make_world, task)
+
+    def one(checkpoint: Path, seeds: range) -> Evaluation:
+        load = functools.partial(load_policy, checkpoint, **how)
+        return evaluate(load, make, seeds, steps=steps, workers=workers, envs_per_worker=TASKS[task].worlds)
+
+    found = by_turns(folder, range(FIRST_SEED, FIRST_SEED + episodes), one)
+    policy = load_policy(list_checkpoints(folder)[-1], **how)
     return {
-        "score": float(np.mean([result["score"] for result in found])),
-        "success": success,
-        "success_interval": list(wilson_interval(round(success * episodes), episodes)),
-        "checkpoints": len(checkpoints),
+        "score": found.score,
+        "success": found.success_rate,
+        "success_interval": list(found.success_interval),
         **speed(policy, task, steps),
         "train_cpu_s": train_cpu_s(folder),
         "parameters": sum(p.numel() for p in policy.parameters()),
     }
-
-
-def evaluated(
-    checkpoint: Path, task: str, row: str, how: dict[str, Any], steps: int | None, episodes: int, workers: int
-) -> dict[str, Any]:
-    from robolearn.evaluation import evaluate
-    from robolearn.policies.checkpoint import load_policy
-    from robolearn_sim.worlds import make_world
-
-    cache = checkpoint / f"{row}-{episodes}.json"
-    if cache.exists():
-        return json.loads(cache.read_text())
-    load = functools.partial(load_policy, checkpoint, **how)
-    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    make = functools.partial(make_world, task)
-    worlds = TASKS[task].worlds
-    result = evaluate(load, make, seeds, steps=steps, workers=workers, envs_per_worker=worlds).to_json()
-    print(checkpoint, row, f"score {result['score']:.3f} success {result['success_rate']:.3f}", flush=True)
-    save(cache, result)
-    return result
 
 
 def speed(policy: Any, task: str, steps: int | None, calls: int = 50, budget_s: float = 30.0) -> dict[str, float]:
@@ -199,7 +183,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/bench"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=1, help="processes that evaluate")
+    parser.add_argument("--workers", type=int, default=0, help="processes that evaluate, beside this one")
     options = parser.parse_args()
     one = functools.partial(run, options.runs, episodes=options.episodes, workers=options.workers)
     match options.what, options.which:
