@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         self.embed_action = nn.Linear(actions, d)
         self.embed_context = nn.Linear(token_width, d)
         self.context_place = nn.Parameter(0.02 * torch.randn(tokens, d))
-        self.time_features = TimeFeatures(d)
+        self.time_features = TimeFeatures(d, spans=spans)
         self.embed_time = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.embed_span = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d)) if spans else None
         self.blocks = nn.ModuleList(_Block(d, config.heads, config.mlp_ratio) for _ in range(config.layers))

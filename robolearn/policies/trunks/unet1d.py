@@ -44,7 +44,7 @@ class UNet1d(nn.Module):
         self.divisor = 2 ** (len(widths) - 1)
         self.sums = config.conditioning == "sum"
         hidden = 2 * e if self.sums else 4 * e
-        self.time_features = TimeFeatures(e)
+        self.time_features = TimeFeatures(e, spans=spans)
         self.embed_time = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e))
         self.embed_span = nn.Sequential(nn.Linear(e, hidden), nn.SiLU(), nn.Linear(hidden, e)) if spans else None
         self.embed_context = nn.Linear(tokens * token_width, e) if self.sums else nn.Identity()

@@ -39,7 +39,7 @@ class ActionExpert(nn.Module):
         d = config.width
         self.config, self.shape = config, shape
         self.embed_action = nn.Linear(config.max_action, d)
-        self.time_features = TimeFeatures(d)
+        self.time_features = TimeFeatures(d, spans=spans)
         self.embed_time = nn.Sequential(
             nn.Linear(d if config.time == "adarms" else 2 * d, d), nn.SiLU(), nn.Linear(d, d)
         )
