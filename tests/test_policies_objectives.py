@@ -289,6 +289,25 @@ def test_the_mean_velocity_is_learned_in_bfloat16_too() -> None:
     assert abs(found.item() / want.item() - 1) < 0.1
 
 
+@pytest.mark.parametrize("trunk", ["unet1d", "transformer"])
+def test_a_mean_flow_learns_with_what_a_trunk_sees_of_time(trunk: str) -> None:
+    """With faster waves of time, whose slope is in its target, the loss rises tenfold in as many steps."""
+    policy = make("meanflow", trunk).train()
+    torch.manual_seed(0)
+    optimiser = torch.optim.Adam(policy.parameters(), 2e-3)
+    for _ in range(40):
+        place = torch.rand(16, 1, 2)
+        state = torch.cat([place * torch.tensor([100.0, 200.0]), torch.zeros(16, 1, 1)], dim=-1)
+        action = torch.tensor([0.0, 100.0]) + place * torch.tensor([512.0, 200.0])
+        seen = {"state": state.expand(-1, TO, -1)}
+        windows = Batch(seen, action.expand(-1, TP, -1), torch.zeros(16, TP, dtype=torch.bool))
+        optimiser.zero_grad()
+        loss = policy.loss(windows).total()
+        loss.backward()
+        optimiser.step()
+    assert float(loss) < 1.0
+
+
 # Toy distributions.
 
 
