@@ -28,7 +28,7 @@ demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.
 	$(BIN)/robolearn demo
 
 test: lint  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 LEROBOT := .venv-lerobot
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
@@ -72,7 +72,7 @@ $(FRANKA_SIM)/.ready:
 	touch $@
 
 check: lint  ## lint, types and the tests that take less than ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check --no-cache
