@@ -130,7 +130,7 @@ def test_repeated_answers_are_dropped() -> None:
     """Copies of parts too: `ask` looks at every reply."""
     with path(faults=NetworkFaults(duplicate=1.0), parts=(2, 4, HORIZON)) as p:
         assert ask_often(p.client, 20, deadline_s=10.0).count("answered") == 20
-        assert p.proxy.counts.duplicated >= 20 * 3
+        assert p.client.counters.late >= 19  # a copy comes before the next answer; of the last, perhaps not yet
 
 
 def test_a_cut_connection_is_made_anew() -> None:

@@ -365,15 +365,18 @@ class RemotePolicy:
                 connection.synchronised.set()
             return
         answer = read_answer(frame, spec)
-        self._hand_over(answer.id, answer)
+        whole = answer.reply is not None and answer.reply.final >= spec.horizon
+        self._hand_over(answer.id, answer, whole=whole)
 
-    def _hand_over(self, id: int | None, answer: Answer | Exception) -> None:
+    def _hand_over(self, id: int | None, answer: Answer | Exception, *, whole: bool = False) -> None:
         """To whoever waits; without an ``id`` it can only be for them."""
         with self._changed:
             if self._waiting_id is None or (id is not None and id != self._waiting_id):
                 self.counters.late += 1
-            else:
-                self._inbox.put(answer)
+                return
+            self._inbox.put(answer)
+            if whole:  # a copy of it is late, whenever the one who waited looks
+                self._waiting_id = None
 
     def _connected(self, connection: Connection) -> None:
         with self._changed:
