@@ -50,6 +50,18 @@ def settled() -> Callable[[np.void], bool]:
     return holds
 
 
+def staying(there: Callable[[np.void], bool]) -> Callable[[np.void], bool]:
+    """It has been ``there`` for three tenths of a second: it does not only pass."""
+    came = 0
+
+    def holds(tick: np.void) -> bool:
+        nonlocal came
+        came = (came or int(tick["due_ns"])) if there(tick) else 0
+        return bool(came) and int(tick["due_ns"]) > came + 300_000_000
+
+    return holds
+
+
 def state_is(*states: State) -> Callable[[np.void], bool]:
     return lambda tick: tick["state"] in states
 
@@ -221,7 +233,11 @@ def test_a_person_takes_over_without_a_jump_moves_the_arm_and_hands_back(tmp_pat
         before = tick["sent"].copy()
         hand.positions = hand.positions + 0.05
         joints = bench.layout.arms[0].joints
-        tick = bench.until(lambda t: np.abs(t["sent"][:joints] - before[:joints] - 0.05).max() < 1e-4, feed=feed)
+
+        def reached(tick: np.void) -> bool:
+            return bool(np.abs(tick["sent"][:joints] - before[:joints] - 0.05).max() < 1e-4)
+
+        tick = bench.until(staying(reached), feed=feed)
         assert tick["sent"][joints] == pytest.approx(0.3), "the gripper is the leader's"
         hand.enabled = False  # the deadman: the leader moves on its own
         bench.until(lambda t: not t["person"], feed=feed)
