@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from results import CONDITIONS, ROOT, read_rows
 
 ASSETS = ROOT / "robolearn/policies/assets"
@@ -41,8 +41,9 @@ def policies(rows: Sequence[Row]) -> Figure:
         axes.set(
             xscale="log", title=task, xlabel="denoiser, ms a chunk (one thread)", ylabel="success, %", ylim=(-3, 103)
         )
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(LogFormatter(minor_thresholds=(2, 0.5)))  # 4 and not 4 x 10^0
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     return figure
