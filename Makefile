@@ -28,7 +28,7 @@ demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.
 	$(BIN)/robolearn demo
 
 test: lint  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal || { [ $$? = 1 ] && $(MAKE) --no-print-directory test-again; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50 || { [ $$? = 1 ] && $(MAKE) --no-print-directory test-again; }
 
 # Robots and pages move in real time, which a busy machine may not give to two of them at once.
 test-again: $(READY)  ## the tests that failed last, one after the other
