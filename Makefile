@@ -10,7 +10,7 @@ READY := .venv/.ready
 export SDL_VIDEODRIVER := dummy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-again test-lerobot test-openpi test-webxr franka-sim test-franka lint check format clean
+.PHONY: help setup demo test test-lerobot test-openpi test-webxr franka-sim test-franka lint check format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,12 +27,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.html
 	$(BIN)/robolearn demo
 
+# Robots and pages move in real time, which a busy machine may not give to two of them at once: what failed is run
+# again by itself, and must pass then.
 test: lint  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50 || { [ $$? = 1 ] && $(MAKE) --no-print-directory test-again; }
-
-# Robots and pages move in real time, which a busy machine may not give to two of them at once.
-test-again: $(READY)  ## the tests that failed last, one after the other
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 10
+	export OMP_NUM_THREADS=1; $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50 || { \
+		[ $$? = 1 ] && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 10; }
 
 LEROBOT := .venv-lerobot
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
