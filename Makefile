@@ -27,11 +27,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.html
 	$(BIN)/robolearn demo
 
-# Robots and pages move in real time, which a busy machine may not give to two of them at once: what failed is run
-# again by itself, and must pass then.
 test: lint  ## lint, types and every test
-	export OMP_NUM_THREADS=1; $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50 || { \
-		[ $$? = 1 ] && $(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 10; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50
 
 LEROBOT := .venv-lerobot
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
