@@ -295,6 +295,19 @@ def test_signals_that_tell_nothing_have_no_confidence_or_are_refused() -> None:
         latency_by_correlation(times, fast, times[:101], fast[:101])
 
 
+@pytest.mark.parametrize("late", [0.0, 0.1, 0.3])
+def test_pictures_that_are_stamped_late_now_and_then_spoil_no_latency(late: float) -> None:
+    random = np.random.default_rng(0)
+    taken_s = np.arange(0, 10, 1 / 30)
+    pictures = [np.full((8, 8), value) for value in wander(taken_s)]
+    stamped_s = taken_s + 0.05 + (random.random(len(taken_s)) < late) * random.uniform(0, 0.0329, len(taken_s))
+    joint_ns = np.arange(0, 10 * SECOND_NS, 2_000_000)
+    moved = joint_speed(joint_ns, wander(joint_ns / SECOND_NS))
+    found = latency_by_correlation(*moved, *picture_speed((stamped_s * SECOND_NS).astype(np.int64), pictures))
+    assert abs(found.lag_s - 0.05) < 0.002 + 0.02 * late
+    assert found.confidence > 0.9
+
+
 def measured(camera: CameraProcess) -> tuple[Latency, float]:
     """The latency of a twin's camera by its moving bar, and by the times that its pictures state."""
     wait_frames(camera, 160)

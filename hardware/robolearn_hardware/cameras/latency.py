@@ -70,18 +70,23 @@ def picture_speed(times_ns: np.ndarray, pictures: Sequence[np.ndarray]) -> tuple
     """How fast pictures change: instants (n - 1,) between two of n, ns, and the mean absolute change per second of
     every fourth pixel. Whether the camera moves or what it sees does, that goes with the speed of the arm."""
     small = [picture[::4, ::4].astype(np.float32) for picture in pictures]
-    change = np.array([np.abs(after - before).mean() for before, after in pairwise(small)])
-    return _between(times_ns), change / (np.diff(times_ns) / SECOND_NS)
+    return _speed(times_ns, np.array([np.abs(after - before).mean() for before, after in pairwise(small)]))
 
 
 def joint_speed(times_ns: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Instants (n - 1,) between two of n readings, ns, and the speed of the joints (n, J) together, rad/s."""
-    change = np.linalg.norm(np.diff(np.atleast_2d(positions.T).T, axis=0), axis=1)
-    return _between(times_ns), change / (np.diff(times_ns) / SECOND_NS)
+    return _speed(times_ns, np.linalg.norm(np.diff(np.atleast_2d(positions.T).T, axis=0), axis=1))
 
 
-def _between(times_ns: np.ndarray) -> np.ndarray:
-    return np.asarray(times_ns)[:-1] + np.diff(times_ns) // 2
+def _speed(times_ns: np.ndarray, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Changes (n - 1,) between n instants, per second, each over a span of three usual steps around it: a picture
+    that a busy machine stamps late stands next to its successor, and over that moment alone would seem to race."""
+    seconds = (np.asarray(times_ns) - times_ns[0]) / SECOND_NS
+    total = np.concatenate([[0.0], np.cumsum(changes)])
+    between, half = (seconds[:-1] + seconds[1:]) / 2, 1.5 * np.median(np.diff(seconds))
+    start, end = (np.clip(between + side, 0, seconds[-1]) for side in (-half, half))
+    speed = (np.interp(end, seconds, total) - np.interp(start, seconds, total)) / (end - start)
+    return times_ns[:-1] + np.diff(times_ns) // 2, speed
 
 
 def _normalised(values: np.ndarray) -> np.ndarray:
