@@ -8,6 +8,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 export SDL_VIDEODRIVER := dummy
+# Compiled modules are kept even where the environment forbids it: the tests start thousands of processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-lerobot test-openpi test-webxr franka-sim test-franka lint check format clean

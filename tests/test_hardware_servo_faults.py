@@ -188,6 +188,16 @@ def test_a_bus_that_is_silent_for_half_a_second_is_gone_and_comes_back_by_connec
         assert ready(read_until(arm, ready))
 
 
+def test_a_computer_that_stood_still_blames_no_motor(kind: str) -> None:
+    with bench(kind) as it, it.arm() as arm:
+        it.fault(lose=1.0)
+        arm.state()
+        time.sleep(0.6)
+        assert arm.state().condition is Condition.DEGRADED
+        it.fault()
+        assert ready(read_until(arm, ready))
+
+
 def test_an_unplugged_arm_is_gone_at_once_and_comes_back_by_connect(kind: str) -> None:
     with bench(kind) as it, it.arm() as arm:
         before = open_files()

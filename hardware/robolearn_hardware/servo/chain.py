@@ -15,7 +15,8 @@ from robolearn_hardware.servo.calibration import Calibration, check_calibration
 from robolearn_hardware.servo.models import ServoArmModel
 from robolearn_hardware.servo.registers import MOTORS, RAD_PER_TICK, TICKS
 
-_SILENCE_NS = SECOND_NS // 2
+_SILENCE_NS, _UNANSWERED = SECOND_NS // 2, 10
+"""So long and so often: a computer that stood still itself has not asked often."""
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
 _SHADOWS_AGREE_RAD = 0.1
@@ -102,6 +103,7 @@ class ServoChain:
         self._temperature = np.array([float(self.bus.read(motor, "present_temperature")) for motor in self.ids])
         self._captured, self._received = [now_ns()] * n, now_ns()
         self._silent_ns: list[int | None] = [None] * n
+        self._unanswered = [0] * n
         self._asked_ns = dict.fromkeys(self.ids, 0)
         self._health, self._health_ns = 0, now_ns()
         self._turns[:] = 0
@@ -125,7 +127,7 @@ class ServoChain:
         """One exchange with all motors; now and then one more for the health of one of them.
 
         Raises:
-            DeviceGoneError: the port has gone, or nothing has answered for 0.5 s.
+            DeviceGoneError: the port has gone, or nothing has answered for 0.5 s and to ten questions.
         """
         start = now_ns()
         found = self.bus.read_state(self._order)
@@ -138,7 +140,7 @@ class ServoChain:
             current = values["present_current"]
             self._current[i] = np.copysign(current, values.get("present_load", current))  # Feetech's has no direction
             self._temperature[i] = values.get("present_temperature", self._temperature[i])
-            self._captured[i], self._silent_ns[i] = (start + end) // 2, None
+            self._captured[i], self._silent_ns[i], self._unanswered[i] = (start + end) // 2, None, 0
             self._notice(motor, reading.error, end)
         if silent := next((motor for motor in self._order if motor not in found), None):
             self._order.remove(silent)  # those behind it may only have waited for it
@@ -148,7 +150,11 @@ class ServoChain:
         for i, motor in enumerate(self.ids):
             if motor not in found:
                 self._silent_ns[i] = self._silent_ns[i] or start
-        long = [since is not None and end - since > _SILENCE_NS for since in self._silent_ns]
+                self._unanswered[i] += 1
+        long = [
+            since is not None and end - since > _SILENCE_NS and unanswered >= _UNANSWERED
+            for since, unanswered in zip(self._silent_ns, self._unanswered, strict=True)
+        ]
         if all(long):
             self.bus.close()
             raise DeviceGoneError(
