@@ -150,8 +150,9 @@ def figures(folder: Path) -> dict[str, Any]:
         "codes used": f"{codes['used']} of {codes['size']}" if "size" in codes else "",
         "perplexity": round(codes["perplexity"], 1) if "size" in codes else "",
     }
-    for name, probe in found["probes"].items():
-        row |= {f"{name}: {source}": float(np.mean(values)) for source, values in probe.items()}
+    for name in ("state, change", "action, change"):
+        for source in ("z", "untrained"):
+            row[f"{name}: {source}"] = float(np.mean(found["probes"][name][source]))
     return row
 
 

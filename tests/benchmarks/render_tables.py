@@ -28,6 +28,7 @@ PAGES = tuple(
         "deploy/README.md",
         "deploy/COLLECTING.md",
         "robolearn/policies/README.md",
+        "robolearn/policies/latent/README.md",
         "robolearn/policies/reactive/README.md",
         "robolearn/policies/vla/README.md",
     )
