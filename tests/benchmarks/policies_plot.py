@@ -50,7 +50,11 @@ def policies(rows: Sequence[Row]) -> Figure:
 
 
 def one_family(rows: Sequence[Row]) -> Figure:
-    """Success of each variant in each condition: the mean of the seeds, and every seed."""
+    """Each variant in each condition: the mean of the seeds, and every seed. Success; of latent actions the score,
+    since people's PushT from pictures hardly ever succeeds after so few steps."""
+    key, scale, label_y = (
+        ("score", 1, "score") if rows[0]["family"] == "latent-action" else ("success", 100, "success, %")
+    )
     conditions = [name for name in CONDITIONS if any(row["condition"] == name for row in rows)]
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     figure = Figure(figsize=(1.5 * len(conditions) + 1.5, 3.8), layout="constrained")
@@ -63,16 +67,16 @@ def one_family(rows: Sequence[Row]) -> Figure:
             if not mine:
                 continue
             x = place + (number - (len(variants) - 1) / 2) * width
-            found = [100 * row["success"] for row in mine]
+            found = [scale * row[key] for row in mine]
             axes.bar(x, np.mean(found), 0.9 * width, color=f"C{number}", alpha=0.6, label=label)
             label = None
             for offset, row in zip(np.linspace(-0.25, 0.25, len(mine)) * width, mine, strict=True):
-                low, high = (100 * value for value in row["success_interval"])
-                middle = 100 * row["success"]
+                low, high = (scale * value for value in row[f"{key}_interval"])
+                middle = scale * row[key]
                 spread = [[max(middle - low, 0)], [max(high - middle, 0)]]
                 axes.errorbar(x + offset, middle, yerr=spread, fmt=".k", elinewidth=0.8, ms=3)
     axes.set_xticks(range(len(conditions)), conditions)
-    axes.set(ylabel="success, %", ylim=(0, 103))
+    axes.set(ylabel=label_y, ylim=(0, 1.03 * scale))
     axes.legend(fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     return figure
