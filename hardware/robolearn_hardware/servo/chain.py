@@ -15,8 +15,8 @@ from robolearn_hardware.servo.calibration import Calibration, check_calibration
 from robolearn_hardware.servo.models import ServoArmModel
 from robolearn_hardware.servo.registers import MOTORS, RAD_PER_TICK, TICKS
 
-_SILENCE_NS, _UNANSWERED = SECOND_NS // 2, 10
-"""So long and so often: a computer that stood still itself has not asked often."""
+_SILENCE_NS, _UNANSWERED = SECOND_NS // 2, 5
+"""So long and so often: a computer that stood still itself has not asked often. A reading takes 0.1 s at most."""
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
 _SHADOWS_AGREE_RAD = 0.1
@@ -127,7 +127,7 @@ class ServoChain:
         """One exchange with all motors; now and then one more for the health of one of them.
 
         Raises:
-            DeviceGoneError: the port has gone, or nothing has answered for 0.5 s and to ten questions.
+            DeviceGoneError: the port has gone, or nothing has answered for 0.5 s and to five questions.
         """
         start = now_ns()
         found = self.bus.read_state(self._order)
