@@ -12,7 +12,7 @@ from robolearn_hardware.devices import Arm
 from robolearn_hardware.twins.process import Twin
 
 
-def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
+def eventually(true: Callable[[], bool], within_s: float = 15.0) -> None:
     end = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < end, f"not true within {within_s} s"
@@ -22,6 +22,17 @@ def eventually(true: Callable[[], bool], within_s: float = 5.0) -> None:
 def reaches(twin: Twin, target: np.ndarray, within: float = 1e-3) -> None:
     """The truth behind the twin comes to ``target`` (J,) rad."""
     eventually(lambda: bool(np.abs(twin.observe()["positions"] - target).max() < within))
+
+
+def rests(twin: Twin) -> None:
+    """The truth behind the twin stays for three tenths of a second where it is."""
+
+    def still() -> bool:
+        before = twin.observe()["positions"]
+        time.sleep(0.3)
+        return bool(np.abs(twin.observe()["positions"] - before).max() < 1e-3)
+
+    eventually(still)
 
 
 def poll(arm: Arm, limit_s: float, see: Callable[[Any], object] = lambda state: None) -> None:

@@ -65,7 +65,7 @@ def connected(device: Device) -> Iterator[Device]:
         device.close()
 
 
-def read_until(arm: Arm, holds: Callable[[ArmState], bool], seconds: float = 10.0) -> ArmState:
+def read_until(arm: Arm, holds: Callable[[ArmState], bool], seconds: float = 20.0) -> ArmState:
     """Read until ``holds``, or for so long; the last reading."""
     end = time.monotonic() + seconds
     state = arm.state()

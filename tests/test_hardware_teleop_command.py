@@ -85,12 +85,12 @@ def test_it_goes_where_the_hand_pushes_and_rests_when_that_lets_go(table: Table)
     np.testing.assert_allclose(table.tool(), before, atol=1e-3)
     table.mouse_twin.push(FORWARD)
     table.until(lambda tick: table.tool()[0] > before[0] + 0.03)
-    moved = table.tool() - before
-    assert moved[0] > 0.03
-    assert np.abs(moved[1:]).max() < 0.01
     assert table.ticks[-1].said == "following"
     table.mouse_twin.push(REST)
     assert "not held" in table.until(still(table)).said
+    moved = table.tool() - before
+    assert moved[0] > 0.03
+    assert np.abs(moved[1:]).max() < moved[0] / 3, "at rest: on its way one motor may be ahead of another"
     requested = np.array([tick.requested for tick in table.ticks])
     limits = table.arm.info.limits
     assert np.abs(np.diff(requested, axis=0)).max() < limits.velocity.max() * 0.3, "no target jumps"

@@ -52,7 +52,7 @@ class CameraLens:
     """Find a camera's intrinsics from pictures of the board, and write them to a file.
 
     Hold the board before the camera: near and far, in all corners, tilted to all sides. A picture is taken by itself
-    whenever the board is seen.
+    whenever the board is seen where it was not seen before.
     """
 
     rig: Positional[Path]
@@ -104,20 +104,24 @@ def make_board(options: MakeBoard) -> int:
 
 def lens(options: CameraLens) -> int:
     """intrinsics of a camera from pictures of the board"""
-    from robolearn_hardware.cameras.calibration import calibrate_intrinsics, detect_board
+    from robolearn_hardware.cameras.calibration import Detection, calibrate_intrinsics, detect_board, distinct_views
     from robolearn_hardware.cameras.calibration_file import CalibrationFile, write_calibration
     from robolearn_hardware.rig import load_rig, with_twins
 
     rig = load_rig(options.rig)
     board = options.board.board()
     pictures: list[np.ndarray] = []
+    views: list[Detection] = []
     with with_twins(rig) as (reachable, _), _connected(reachable, options.camera) as camera:
         end, last = time.monotonic() + options.seconds, 0.0
         while len(pictures) < options.pictures and time.monotonic() < end:
             frame = camera.read()
-            if time.monotonic() - last < _BETWEEN_S or detect_board(frame.colour, board) is None:
+            if time.monotonic() - last < _BETWEEN_S or (seen := detect_board(frame.colour, board)) is None:
                 continue
             last = time.monotonic()
+            if len(distinct_views([*views, seen], frame.colour.shape[1])) == len(views):
+                continue  # the board has not moved
+            views.append(seen)
             pictures.append(frame.colour)
             stderr_line(f"picture {len(pictures)} of {options.pictures}: move and tilt the board")
         serial = camera.info.serial

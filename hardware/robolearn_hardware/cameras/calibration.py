@@ -150,7 +150,7 @@ def calibrate_intrinsics(pictures: Sequence[np.ndarray], board: Board) -> Camera
             "sharp, well lit, and of the size and dictionary stated"
         )
     height, width = pictures[0].shape[:2]
-    views = _distinct(found, width)
+    views = distinct_views(found, width)
     if len(views) < MIN_VIEWS:
         raise DeviceError(
             f"the {len(found)} pictures show {len(views)} different views, {MIN_VIEWS} are needed; move and tilt the "
@@ -260,7 +260,8 @@ def calibrate_hand_eye(
     )
 
 
-def _distinct(found: Sequence[Detection], width: int) -> list[Detection]:
+def distinct_views(found: Sequence[Detection], width: int) -> list[Detection]:
+    """Without those that show the board where an earlier one does. ``width``: of the pictures, pixels."""
     views: list[Detection] = []
     for one in found:
         if all(_distance(one, other) > _SAME_VIEW * width for other in views):

@@ -14,13 +14,14 @@ import numpy as np
 
 from robolearn_hardware.clock import SECOND_NS, now_ns, period_ns, wait_until_ns
 from robolearn_hardware.devices import ArmInfo, Condition, DeviceError, NotReadyError
-from robolearn_hardware.network.session import FOLLOWS, Pace, Reading, Session
+from robolearn_hardware.network.session import FOLLOWS, SILENCE_S, Pace, Reading, Session
 from robolearn_hardware.network.setpoints import Setpoints
 from robolearn_hardware.ring import Ring, RingHandle
 
 REASON_BYTES = 240
-_PRIORITY = 50
 """Room for ``Reading.reason`` in the ring."""
+_PRIORITY = 50
+_AGAIN_NS = SECOND_NS // 500
 
 
 def run(
@@ -38,13 +39,13 @@ def run(
     try:
         info = session.open()
         link = _Ticker(session, info, pace, Ring.attach(readings), Ring.attach(targets))
-        link.read()
+        link.read_anew()
         refused = ""
         try:
             session.prepare()
         except NotReadyError as error:
             refused = str(error)
-        link.read()
+        link.read_anew()
     except Exception as error:
         pipe.send(_told(name, error))
         _leave()
@@ -100,7 +101,7 @@ class _Ticker:
             getattr(self._session, what)()
         except DeviceError as error:
             answer = _told(self._info.name, error)
-        self.read()
+        self.read_anew()
         pipe.send(answer)
 
     def _tick(self, dt_s: float) -> None:
@@ -128,6 +129,22 @@ class _Ticker:
         """What was told before a stop must not be done after it."""
         self._taken = self._targets.count
         self._setpoints.clear()
+
+    def read_anew(self) -> None:
+        """Publish a reading of after this moment: what is told of an arm is from after what was done to it.
+
+        One exchange may fail, or bring what was on its way; so there is as much time as a connection may be silent.
+        """
+        begun = now_ns()
+        while True:
+            is_last = now_ns() > begun + SILENCE_S * SECOND_NS
+            try:
+                if self.read().received_ns >= begun or is_last:
+                    return
+            except DeviceError:
+                if is_last:
+                    raise
+            wait_until_ns(now_ns() + _AGAIN_NS)
 
     def read(self) -> Reading:
         reading = self._session.read()

@@ -16,7 +16,8 @@ from robolearn_hardware.servo.wire import Answer, LostAnswerError, Wire
 
 T = TypeVar("T")
 
-_TRIES = 3
+_TRIES = 4
+"""The last waits for 27 times as long as a motor takes: half a second, where a computer or an adapter stood still."""
 _LENGTHS = 25
 """How many lengths of an answer there are; so many losses in a row are more than half a second."""
 _FORGET_LOSSES = 50
@@ -85,7 +86,7 @@ class ServoBus:
         Raises:
             DeviceTimeoutError: it did not answer, or garbled.
         """
-        return self.read(motor, "model_number")
+        return self.read(motor, "model_number", tries=3)
 
     def scan(self) -> dict[int, MotorModel | int]:
         """Every motor that answers: its ID -> what it is, or its model number when that is unknown. About 2 s."""
@@ -114,7 +115,7 @@ class ServoBus:
         """Write, and have it confirmed.
 
         Raises:
-            DeviceTimeoutError: not confirmed after three tries.
+            DeviceTimeoutError: not confirmed after four tries.
             DeviceError: the motor refuses the value.
         """
         at = self.table[register]

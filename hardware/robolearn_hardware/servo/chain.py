@@ -19,6 +19,8 @@ _SILENCE_NS, _UNANSWERED = SECOND_NS // 2, 5
 """So long and so often: a computer that stood still itself has not asked often. A reading takes 0.1 s at most."""
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
+_LATE_NS = SECOND_NS // 5
+"""Later than this no answer comes. Longer, and a line with a loss now and then would never be looked after."""
 _SHADOWS_AGREE_RAD = 0.1
 _STEP_TICKS = 400
 """Farther no joint moves between two readings of a control loop."""
@@ -164,7 +166,7 @@ class ServoChain:
         for motor in itertools.compress(self.ids, long):
             self.faults.setdefault(motor, "does not answer; check its cable")
         if len(found) < len(self.ids):
-            self._health_ns = end + SECOND_NS  # a late answer must not pass for that
+            self._health_ns = max(self._health_ns, end + _LATE_NS)  # a late answer must not pass for that
         elif end >= self._health_ns:
             self._look_after(end)
         return self._state(whole=len(found) == len(self.ids))
