@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,14 @@ def recorded(tmp_path: Path) -> Path:
     return path
 
 
+def answer(library: EpisodeLibrary, path: str) -> Any:
+    """In a thread of its own: an open browser has a running loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, library.ask(path)).result()
+
+
 def asked(library: EpisodeLibrary, path: str) -> Any:
-    found = asyncio.run(library.ask(path))
+    found = answer(library, path)
     assert found is not None
     return json.loads(found[0])
 
@@ -97,7 +104,7 @@ def test_the_list_is_the_datasets_and_grows_while_a_recorder_writes(
     for wrong in ("/episodes/9/curves", "/episodes/-1/curves", "/episodes/x/film/front"):
         assert "no episode" in asked(library, wrong)["error"]
     for nothing in ("/episodes/0/film/state", "/episodes/0/strip/../front", "/episodes/0", "/episodes/0/film"):
-        assert asyncio.run(library.ask(nothing)) is None
+        assert answer(library, nothing) is None
     library.close()
 
 
@@ -323,7 +330,7 @@ def test_episodes_are_listed_replayed_relabelled_and_deleted_with_undo(
     rows.last.get_by_text("Undo").click()
     until(lambda: read_marks(path) == {}, "as it was recorded")
     page.locator("#hint").click()
-    sync_api.expect(page.locator("#hinted")).to_contain_text("stand")
+    sync_api.expect(page.locator("#hinted")).to_contain_text("stand", timeout=40_000)
 
 
 def test_a_session_is_led_from_the_page_with_cues(page: Page, collecting: tuple[FilledByHand, str, Path]) -> None:

@@ -70,19 +70,35 @@ def take_hold(page: Page) -> tuple[float, float]:
     return x, y
 
 
+def drag_up(page: Page, run: CollectRun, height: float) -> bool:
+    """Drag until the tool is so high, m. Not when the hold was lost: what a busy machine says late does not count."""
+    page.mouse.up()
+    x, y = take_hold(page)
+    until(lambda: run.tick()["person"], "a person holds the deadman")
+    for up in range(0, 150, 3):
+        page.mouse.move(x, y - up)
+        page.wait_for_timeout(20)
+        if tool(run)[2] > height:
+            return True
+    return False
+
+
+def press_until_it_counts(page: Page, run: CollectRun, key: str) -> None:
+    def counts() -> bool:
+        page.keyboard.up(key)
+        page.keyboard.down(key)
+        page.wait_for_timeout(1000)
+        return bool(run.tick()["person"])
+
+    until(counts, "it moves")
+
+
 def test_a_person_records_episodes_by_dragging_in_the_picture(run: CollectRun, browser: Browser) -> None:
     page = opened(browser, run)
     for number, verdict in enumerate(("SUCCESS", "FAILURE")):
         begin_episode(page, run)
         before = tool(run)
-        x, y = take_hold(page)
-        until(lambda: run.tick()["person"], "a person holds the deadman")
-        for up in range(0, 150, 3):
-            page.mouse.move(x, y - up)
-            page.wait_for_timeout(20)
-            if tool(run)[2] - before[2] > 0.02:
-                break
-        assert tool(run)[2] - before[2] > 0.015, "the tool goes up with the pointer"
+        assert any(drag_up(page, run, before[2] + 0.02) for _ in range(5)), "the tool goes up with the pointer"
         assert abs(tool(run) - before)[:2].max() < 0.01
         page.mouse.up()
         until(lambda: not run.tick()["person"], "let go of")
@@ -103,8 +119,7 @@ def test_a_tab_or_a_page_process_that_is_gone_holds_the_arm(run: CollectRun, bro
     page = opened(browser, run)
     begin_episode(page, run)
     page.evaluate("document.activeElement?.blur()")
-    page.keyboard.down("r")  # up, for as long as it is held
-    until(lambda: run.tick()["person"], "it moves")
+    press_until_it_counts(page, run, "r")  # up, for as long as it is held
     if how == "tab":
         page.close()
     else:
