@@ -21,9 +21,7 @@ class Hand:
     """Intents, one every tick, and what the arm makes of them."""
 
     def __init__(self) -> None:
-        arm = SimulatedConfig(model="fr3").open("arm")
-        arm.connect()
-        self.info: ArmInfo = arm.info
+        self.info: ArmInfo = SimulatedConfig(model="fr3").open("arm").info
         self.kinematics = Kinematics("fr3")
         self.over = TakeOver(self.info)
         self.over.prepare()

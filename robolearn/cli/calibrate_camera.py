@@ -118,9 +118,9 @@ def lens(options: CameraLens) -> int:
             frame = camera.read()
             if time.monotonic() - last < _BETWEEN_S or (seen := detect_board(frame.colour, board)) is None:
                 continue
-            last = time.monotonic()
             if len(distinct_views([*views, seen], frame.colour.shape[1])) == len(views):
                 continue  # the board has not moved
+            last = time.monotonic()
             views.append(seen)
             pictures.append(frame.colour)
             stderr_line(f"picture {len(pictures)} of {options.pictures}: move and tilt the board")
