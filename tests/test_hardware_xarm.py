@@ -107,8 +107,11 @@ def test_hold_ends_a_motion() -> None:
         arm.command(FAR)
         eventually(lambda: twin.observe()["positions"][0] > 0.1)
         arm.hold()
+        stood = twin.observe()["positions"][0]
         rests(twin)
-        assert twin.observe()["positions"][0] < 2.9
+        assert twin.observe()["positions"][0] < min(stood + 0.15, 2.9), (
+            "it goes no further, perhaps back to where it was read"
+        )
 
 
 def test_released_it_takes_no_commands_until_it_is_held() -> None:

@@ -161,16 +161,13 @@ def speed(policy: Any, task: str, steps: int | None, calls: int = 50, budget_s: 
 def time_anew(runs: Path) -> None:
     from robolearn.policies.checkpoint import list_checkpoints, load_policy
 
-    for row in saved(sorted(runs.glob("policies-*/row-*.json"))):
-        policy = next(policy for policy, names in SAMPLERS.items() if row["policy"] in names)
-        how, steps = SAMPLERS[policy][row["policy"]]
-        folder = runs / f"policies-{row['task']}-{policy}-{row['seed']}"
-        found = speed(load_policy(list_checkpoints(folder)[-1], **how), row["task"], steps)
-        print(
-            f"{row['task']} {row['policy']} {row['seed']}: {row['chunk_ms']:.2f} -> {found['chunk_ms']:.2f} ms",
-            flush=True,
-        )
-        save(folder / f"row-{row['policy']}-{row['episodes']}.json", {**row, **found})
+    for path in sorted(runs.glob("policies-*/row-*.json")):
+        (row,) = saved([path])
+        how, steps = next(names[row["policy"]] for names in SAMPLERS.values() if row["policy"] in names)
+        found = speed(load_policy(list_checkpoints(path.parent)[-1], **how), row["task"], steps)
+        before, now = row["chunk_ms"], found["chunk_ms"]
+        print(f"{row['task']} {row['policy']} {row['seed']}: {before:.2f} -> {now:.2f} ms", flush=True)
+        save(path, {**row, **found})
 
 
 def write(runs: Path) -> None:
