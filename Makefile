@@ -29,8 +29,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## collect, train, evaluate and deploy; writes runs/demo/report.html
 	$(BIN)/robolearn demo
 
+# Tests wait for a third of their time, so that three workers fill two cores; each needs up to 4 GB.
+PYTEST_WORKERS := -n 3 --dist worksteal
+
 test: lint  ## lint, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 50
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_WORKERS) --durations 50
 
 LEROBOT := .venv-lerobot
 PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python3.12; do \
@@ -74,7 +77,7 @@ $(FRANKA_SIM)/.ready:
 	touch $@
 
 check: lint  ## lint, types and the tests that take less than ten seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_WORKERS) -m 'not slow'
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check --no-cache

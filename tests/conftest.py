@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tokens and certificates of the pages that tests open do not belong to whoever runs them.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="robolearn-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
+
+LIBRARIES = ("zarr_io", "asyncio_", "tqdm_monitor", "ThreadPoolExecutor-")
+"""Names of threads that libraries keep for the life of a process (the last are torch.compile's)."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,3 +74,14 @@ def ordinary_priority() -> Iterator[None]:
     if hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         pytest.fail("this test left its process with real-time priority")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """A camera or a twin that a file of tests leaves running takes the time of all that follow in this process."""
+    before = threading.enumerate()
+    yield
+    left = [t for t in threading.enumerate() if t not in before and not t.name.startswith(LIBRARIES)]
+    for thread in left:
+        thread.join(10)
+    assert not [thread.name for thread in left if thread.is_alive()], "threads that this file's tests left running"

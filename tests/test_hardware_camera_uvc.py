@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,7 @@ class Capture:
         return self.settings.get(key, 0.0)
 
     def grab(self) -> bool:
+        time.sleep(1 / self.settings[cv2.CAP_PROP_FPS])
         return self.plugged
 
     def retrieve(self) -> tuple[bool, np.ndarray]:
@@ -136,18 +139,21 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Capture:
 
 def test_settings_reach_opencv_in_its_units_and_pictures_are_rgb(capture: Capture) -> None:
     camera = UvcConfig("/dev/null", exposure_ms=8.3, gain=7, white_balance_k=4600, warmup_frames=1).open("front")
-    camera.connect()
-    assert capture.settings[cv2.CAP_PROP_AUTO_EXPOSURE] == 1
-    assert capture.settings[cv2.CAP_PROP_EXPOSURE] == 83  # of 100 us
-    assert capture.settings[cv2.CAP_PROP_GAIN] == 7
-    assert capture.settings[cv2.CAP_PROP_AUTO_WB] == 0
-    assert capture.settings[cv2.CAP_PROP_WB_TEMPERATURE] == 4600
-    assert camera.read().colour[0, 0].tolist() == [0, 0, 200]
-    capture.plugged = False
-    with pytest.raises(DeviceGoneError, match="is unplugged, or gives no frames"):
-        read_on(camera)
+    with closing(camera):
+        camera.connect()
+        assert capture.settings[cv2.CAP_PROP_AUTO_EXPOSURE] == 1
+        assert capture.settings[cv2.CAP_PROP_EXPOSURE] == 83  # of 100 us
+        assert capture.settings[cv2.CAP_PROP_GAIN] == 7
+        assert capture.settings[cv2.CAP_PROP_AUTO_WB] == 0
+        assert capture.settings[cv2.CAP_PROP_WB_TEMPERATURE] == 4600
+        assert camera.read().colour[0, 0].tolist() == [0, 0, 200]
+        capture.plugged = False
+        with pytest.raises(DeviceGoneError, match="is unplugged, or gives no frames"):
+            read_on(camera)
     capture.plugged = True
-    UvcConfig("/dev/null", exposure_ms="auto", white_balance_k="auto", warmup_frames=0).open("front").connect()
+    camera = UvcConfig("/dev/null", exposure_ms="auto", white_balance_k="auto", warmup_frames=0).open("front")
+    with closing(camera):
+        camera.connect()
     assert capture.settings[cv2.CAP_PROP_AUTO_EXPOSURE] == 3
     assert capture.settings[cv2.CAP_PROP_AUTO_WB] == 1
 
