@@ -201,8 +201,10 @@ def everything(runs: Path, seeds: int, one: Callable[[str, int], None]) -> None:
                 one(variant, seed)
                 write(runs)
     for bottleneck in ("vq", "fsq"):
-        learn(runs, runs / f"latent-0-{bottleneck}", 0, bottleneck)
-        write(runs)
+        if not has_row("latent_models", bottleneck=bottleneck, seed=0):
+            prepare(runs)
+            learn(runs, runs / f"latent-0-{bottleneck}", 0, bottleneck)
+            write(runs)
 
 
 def main() -> None:
