@@ -178,21 +178,28 @@ def test_occasional_noise_never_gives_a_wrong_position_and_never_stops_the_arm(k
         assert Condition.DEGRADED in seen
 
 
-def test_a_bus_that_is_silent_for_half_a_second_is_gone_and_comes_back_by_connect(kind: str) -> None:
+def test_a_bus_that_is_silent_for_a_second_is_gone_and_comes_back_by_connect(kind: str) -> None:
     with bench(kind) as it, it.arm() as arm:
         it.fault(lose=1.0)
-        with pytest.raises(DeviceGoneError, match=r"has answered for 0\.5 s"):
+        with pytest.raises(DeviceGoneError, match=r"has answered for 1 s"):
             read_until(arm, lambda s: False)
         it.fault()
         arm.connect()
         assert ready(read_until(arm, ready))
 
 
+def test_a_bus_whose_answers_are_all_a_bit_too_late_stays_and_is_read(kind: str) -> None:
+    with bench(kind) as it, it.arm() as arm:
+        it.fault(latency_s=0.025)  # an answer is waited for for 20 ms
+        conditions = [arm.state().condition for _ in range(60)]
+        assert set(conditions) == {Condition.READY, Condition.DEGRADED}
+
+
 def test_a_computer_that_stood_still_blames_no_motor(kind: str) -> None:
     with bench(kind) as it, it.arm() as arm:
         it.fault(lose=1.0)
         arm.state()
-        time.sleep(0.6)
+        time.sleep(1.1)
         assert arm.state().condition is Condition.DEGRADED
         it.fault()
         assert ready(read_until(arm, ready))

@@ -161,7 +161,7 @@ class Arm(Protocol):
         """Read it now. At most 0.1 s. A reading that is not new has condition DEGRADED and its own capture time.
 
         Raises:
-            DeviceGoneError: unplugged, or silent for longer than 0.5 s (a servo bus: and to five readings).
+            DeviceGoneError: unplugged, or silent for longer than 0.5 s (a servo bus: 1 s, and to five readings).
         """
         ...
 

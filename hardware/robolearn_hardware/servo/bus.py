@@ -19,7 +19,7 @@ T = TypeVar("T")
 _TRIES = 4
 """The last waits for 27 times as long as a motor takes: half a second, where a computer or an adapter stood still."""
 _LENGTHS = 25
-"""How many lengths of an answer there are; so many losses in a row are more than half a second."""
+"""How many lengths of an answer there are; so many losses in a row take more than a second."""
 _FORGET_LOSSES = 50
 """After so many exchanges without a loss, no answer can be on its way any more."""
 
@@ -47,7 +47,7 @@ class ServoBus:
         self._wire = wire
         self._reply_s = reply_s
         self._port: SerialLine | None = None
-        self._unsettled = False
+        self._unsettled = self._unheard = False
         self._losses = self._good = 0
         self._until_s = math.inf
         first, last = (self._span(*self.table.state)[i] for i in (0, 1))
@@ -138,9 +138,12 @@ class ServoBus:
         """Position, velocity, current and more of all ``motors`` in one exchange; who does not answer is left out.
 
         After a silent motor those behind it in the order are silent too: it waits for its turn (Protocol 2.0,
-        "Sync Read"). So ask last whoever may be missing.
+        "Sync Read"). So ask last whoever may be missing. When nobody did, the next answers are waited for three times
+        as long: where each comes a bit too late, none would ever count.
         """
-        return self._once(lambda port: self._read_state(port, motors))
+        found = self._once(lambda port: self._read_state(port, motors), patience=3 if self._unheard else 1)
+        self._unheard = not found
+        return found
 
     def write_all(self, register: str, values: Mapping[int, int]) -> None:
         """Write one register of many motors in one packet, which they do not confirm."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +14,11 @@ from robolearn_hardware.servo.calibration import Calibration, check_calibration
 from robolearn_hardware.servo.models import ServoArmModel
 from robolearn_hardware.servo.registers import MOTORS, RAD_PER_TICK, TICKS
 
-_SILENCE_NS, _UNANSWERED = SECOND_NS // 2, 5
-"""So long and so often: a computer that stood still itself has not asked often. A reading takes 0.1 s at most."""
+_MOTOR_SILENT_NS, _LINE_SILENT_NS = SECOND_NS // 2, SECOND_NS
+"""Longer than this a motor is silent when it will not answer any more, or all of them: an adapter, or what runs a twin,
+may have stood still."""
+_UNANSWERED = 5
+"""And so often: a computer that stood still itself has not asked often. A reading takes 0.1 s at most."""
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
 _LATE_NS = SECOND_NS // 5
@@ -24,6 +26,21 @@ _LATE_NS = SECOND_NS // 5
 _SHADOWS_AGREE_RAD = 0.1
 _STEP_TICKS = 400
 """Farther no joint moves between two readings of a control loop."""
+
+
+@dataclass
+class _Silence:
+    """Of a motor, or of the line."""
+
+    since_ns: int = 0
+    unanswered: int = 0
+
+    def go_on(self, at_ns: int) -> None:
+        self.since_ns = self.since_ns if self.unanswered else at_ns
+        self.unanswered += 1
+
+    def lasts(self, at_ns: int, limit_ns: int) -> bool:
+        return self.unanswered >= _UNANSWERED and at_ns - self.since_ns > limit_ns
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +121,7 @@ class ServoChain:
         self._ticks, self._velocity, self._current = np.zeros(n), np.zeros(n), np.zeros(n)
         self._temperature = np.array([float(self.bus.read(motor, "present_temperature")) for motor in self.ids])
         self._captured, self._received = [now_ns()] * n, now_ns()
-        self._silent_ns: list[int | None] = [None] * n
-        self._unanswered = [0] * n
+        self._silences, self._line_silence = [_Silence() for _ in self.ids], _Silence()
         self._asked_ns = dict.fromkeys(self.ids, 0)
         self._health, self._health_ns = 0, now_ns()
         self._turns[:] = 0
@@ -129,7 +145,7 @@ class ServoChain:
         """One exchange with all motors; now and then one more for the health of one of them.
 
         Raises:
-            DeviceGoneError: the port has gone, or nothing has answered for 0.5 s and to five questions.
+            DeviceGoneError: the port has gone, or nothing has answered for 1 s and to five questions.
         """
         start = now_ns()
         found = self.bus.read_state(self._order)
@@ -142,29 +158,26 @@ class ServoChain:
             current = values["present_current"]
             self._current[i] = np.copysign(current, values.get("present_load", current))  # Feetech's has no direction
             self._temperature[i] = values.get("present_temperature", self._temperature[i])
-            self._captured[i], self._silent_ns[i], self._unanswered[i] = (start + end) // 2, None, 0
+            self._captured[i], self._silences[i] = (start + end) // 2, _Silence()
             self._notice(motor, reading.error, end)
         if silent := next((motor for motor in self._order if motor not in found), None):
             self._order.remove(silent)  # those behind it may only have waited for it
             self._order.append(silent)
         if found:
-            self._received = end
-        for i, motor in enumerate(self.ids):
-            if motor not in found:
-                self._silent_ns[i] = self._silent_ns[i] or start
-                self._unanswered[i] += 1
-        long = [
-            since is not None and end - since > _SILENCE_NS and unanswered >= _UNANSWERED
-            for since, unanswered in zip(self._silent_ns, self._unanswered, strict=True)
-        ]
-        if all(long):
-            self.bus.close()
-            raise DeviceGoneError(
-                f"{self.name}: no motor has answered for 0.5 s on {self.bus.address}; check its power and cable (a "
-                "twin: is this machine overloaded?), then connect again"
-            )
-        for motor in itertools.compress(self.ids, long):
-            self.faults.setdefault(motor, "does not answer; check its cable")
+            self._received, self._line_silence = end, _Silence()
+            for i, motor in enumerate(self.ids):
+                if motor not in found:
+                    self._silences[i].go_on(start)
+                    if self._silences[i].lasts(end, _MOTOR_SILENT_NS):
+                        self.faults.setdefault(motor, "does not answer; check its cable")
+        else:
+            self._line_silence.go_on(start)
+            if self._line_silence.lasts(end, _LINE_SILENT_NS):
+                self.bus.close()
+                raise DeviceGoneError(
+                    f"{self.name}: no motor has answered for 1 s on {self.bus.address}; check its power and cable (a "
+                    "twin: is this machine overloaded?), then connect again"
+                )
         if len(found) < len(self.ids):
             self._health_ns = max(self._health_ns, end + _LATE_NS)  # a late answer must not pass for that
         elif end >= self._health_ns:
@@ -236,7 +249,7 @@ class ServoChain:
 
     def _notice(self, motor: int, bits: int, now: int) -> None:
         """A motor's fault bits. Dynamixel's only says that there is something: ask what, not at every tick."""
-        if not bits or motor in self.faults or now < self._asked_ns[motor] + _SILENCE_NS:
+        if not bits or motor in self.faults or now < self._asked_ns[motor] + _MOTOR_SILENT_NS:
             return
         self._asked_ns[motor] = now
         try:
