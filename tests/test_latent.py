@@ -175,6 +175,18 @@ def test_rounding_passes_the_gradient_of_what_is_rounded() -> None:
         assert float(x.grad[0, i]) == pytest.approx(slope, rel=1e-5)
 
 
+def test_numbers_at_an_end_of_their_range_are_brought_back() -> None:
+    part = FiniteScalar(LatentModelConfig(bottleneck="fsq", levels=(5, 8), spread=0.5))
+    x = torch.tensor([[1.0, 40.0], [3.0, 40.1]], requires_grad=True)
+    z, terms = part.train_pass(x, {})
+    assert terms["spread"].tolist() == pytest.approx([0.5 * (2**2 + 0 + 40.05**2 + 0.95**2) / 2] * 2, rel=1e-4)
+    z.sum().backward(retain_graph=True)
+    assert x.grad is not None
+    assert not x.grad[:, 1].any()
+    terms["spread"].mean().backward()
+    assert (x.grad[:, 1] > 0).all()
+
+
 def test_divergence_of_the_gaussian_is_the_integral_of_its_definition() -> None:
     part = Gaussian(LatentModelConfig(size=2, kl=0.5))
     mean, log_variance = torch.tensor([[0.7, -1.2]]), torch.tensor([[-0.5, 0.8]])
@@ -217,10 +229,11 @@ def test_a_linear_probe_finds_what_is_there_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", ["gaussian", "vq", "fsq"])
 def test_actions_are_found_in_video_by_a_linear_probe_and_z_does_not_carry_the_picture(
-    squares: Path, tmp_path: Path
+    bottleneck: str, squares: Path, tmp_path: Path
 ) -> None:
-    model = learn(settings(steps=500, size=4, kl=1e-4), squares, tmp_path / "run")
+    model = learn(settings(steps=500, bottleneck=bottleneck, size=4, kl=1e-4), squares, tmp_path / "run")
     dataset = Dataset.open(squares)
     parts = [(dataset, range(dataset.episodes))]
     found = measure(model, parts, most=700)

@@ -222,9 +222,18 @@ def test_what_does_not_fit_is_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_with_the_joined_batch(folder: Path, tmp_path: Path) -> None:
-    words = ["latent", "learn", str(folder / "video.zarr"), "--model.bottleneck", "vq", "--model.replace-every", "2"]
-    words += ["--model.language", "words", "--first-steps", "4"]  # two stages
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["vq", "--model.replace-every", "2", "--model.language", "words", "--first-steps", "4"],  # two stages
+        ["fsq", "--model.spread", "1"],
+    ],
+    ids=["vq", "fsq"],
+)
+def test_two_processes_learn_what_one_does_with_the_joined_batch(
+    chosen: list[str], folder: Path, tmp_path: Path
+) -> None:
+    words = ["latent", "learn", str(folder / "video.zarr"), "--model.bottleneck", *chosen]
     words = ["-m", "robolearn.cli.main", *words, *MODEL, "--steps", "6", "--device", "cpu", "--out"]
     joined = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, how in (("one", []), ("two", joined)):
@@ -233,9 +242,11 @@ def test_two_processes_learn_what_one_does_with_the_joined_batch(folder: Path, t
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / name / "training.safetensors") for name in ("one", "two"))
-    assert torch.equal(one["model.bottleneck.used"], two["model.bottleneck.used"])
+    if chosen[0] == "vq":
+        assert torch.equal(one["model.bottleneck.used"], two["model.bottleneck.used"])
     for name, value in one.items():
-        if name.startswith("model."):
+        # A norm of single channels takes the bias before it away: that has no gradient but what is rounded.
+        if name.startswith("model.") and not name.endswith((".0.bias", ".convolution.bias")):
             torch.testing.assert_close(value, two[name], rtol=1e-3, atol=1e-4)  # Adam magnifies how sums are rounded
 
 

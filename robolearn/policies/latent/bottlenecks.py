@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from robolearn.policies.contracts import Draws
 from robolearn.policies.latent.config import LatentModelConfig
@@ -143,9 +144,11 @@ def substituted(x: Tensor, quantised: Tensor, noise: Tensor) -> Tensor:
 
 
 class FiniteScalar(nn.Module):
-    """Every number rounded to a few levels (FSQ, Mentzer et al. 2024): nothing to learn, no code can die.
+    """Every number rounded to a few levels (FSQ, Mentzer et al. 2024): the codebook is all combinations of them.
 
-    The codebook is implied: all combinations of levels. A latent action is in [-1, 1]. One token.
+    There is no code to learn, but where a number is at the end of its range no gradient brings it back, and one code is
+    left in the end. So each is kept spread over the batch, as VICReg (Bardes et al. 2022) does it, with its mean too.
+    A latent action is in [-1, 1]. One token.
     """
 
     levels: Tensor
@@ -155,6 +158,7 @@ class FiniteScalar(nn.Module):
         super().__init__()
         self.size = self.inputs = len(config.levels)
         self.codebook_size = math.prod(config.levels)
+        self.weight = config.spread
         levels = torch.tensor(config.levels)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("basis", torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0), persistent=False)
@@ -165,7 +169,7 @@ class FiniteScalar(nn.Module):
     def train_pass(self, x: Tensor, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
         bounded = self.bound(x.float())
         straight_through = bounded + (bounded.round() - bounded).detach()
-        return straight_through / (self.levels // 2), {}
+        return straight_through / (self.levels // 2), {"spread": self.weight * spread(x.float()).expand(len(x))}
 
     def latent(self, x: Tensor) -> Tensor:
         return self.bound(x.float()).round() / (self.levels // 2)
@@ -180,6 +184,16 @@ class FiniteScalar(nn.Module):
         half = (self.levels - 1) * (1 + 1e-3) / 2
         offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
         return torch.tanh(x + torch.atanh(offset / half)) * half - offset
+
+
+def spread(x: Tensor) -> Tensor:
+    """Of (B, Z): (mean)^2 + (1 - standard deviation)^2 over the batch of all processes, mean of the Z numbers."""
+    moments = torch.stack([x.sum(0), x.square().sum(0), torch.full_like(x[0], len(x))])
+    if dist.is_initialized():
+        moments = all_reduce(moments)
+    mean, square = moments[:2] / moments[2]
+    deviation = (square - mean.square()).clamp(min=1e-6).sqrt()
+    return (mean.square() + (1 - deviation).square()).mean()
 
 
 BOTTLENECKS = {"gaussian": Gaussian, "vq": VectorQuantised, "fsq": FiniteScalar}

@@ -36,6 +36,9 @@ class LatentModelConfig:
     """vq: steps after which codes that were hardly used get another place."""
     levels: tuple[int, ...] = (8, 8, 8, 6, 5)
     """fsq: levels of each number of a latent action."""
+    spread: float = 0.1
+    """fsq: weight of what keeps each number spread over its levels (mean 0, deviation 1, before it is bounded), against
+    the part of the change that is not predicted. Without it they may all drift to an end, and one code is used."""
     image_size: int = 96
     """pixels: height and width to which pictures are scaled."""
     patch: int = 4
@@ -63,8 +66,9 @@ class LatentModelConfig:
             raise LatentError(
                 f"a code must have two values at least: model.codes is {self.codes}, model.levels {self.levels}"
             )
-        if self.kl < 0:
-            raise LatentError(f"model.kl must not be negative, got {self.kl:g}")
+        for name in ("kl", "spread"):
+            if getattr(self, name) < 0:
+                raise LatentError(f"model.{name} must not be negative, got {getattr(self, name):g}")
         if self.language != "none" and self.bottleneck == "gaussian" and not self.kl:
             raise LatentError(
                 f"model.language {self.language} needs a bottleneck that leaves out what the instruction says: "
