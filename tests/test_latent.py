@@ -229,21 +229,23 @@ def test_a_linear_probe_finds_what_is_there_and_nothing_else() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bottleneck", ["gaussian", "vq", "fsq"])
+@pytest.mark.parametrize(
+    ("bottleneck", "counted", "least"), [("gaussian", "varying", 2), ("vq", "used", 16), ("fsq", "used", 100)]
+)
 def test_actions_are_found_in_video_by_a_linear_probe_and_z_does_not_carry_the_picture(
-    bottleneck: str, squares: Path, tmp_path: Path
+    bottleneck: str, counted: str, least: int, squares: Path, tmp_path: Path
 ) -> None:
     model = learn(settings(steps=500, bottleneck=bottleneck, size=4, kl=1e-4), squares, tmp_path / "run")
     dataset = Dataset.open(squares)
     parts = [(dataset, range(dataset.episodes))]
     found = measure(model, parts, most=700)
     z, untrained = (np.mean(found["probes"]["action"][source]) for source in ("z", "untrained"))
-    assert z > 0.9
+    assert z > 0.85
     assert z > untrained + 0.1
     assert found["explained"]["z"] > 0.6
     assert found["explained"]["z of another pair"] < 0.2
     assert found["leakage"]["picture from z, linear"] < 0.2
-    assert found["codes"]["varying"] >= 2
+    assert found["codes"][counted] >= least
     latent_figure(model, found, parts).savefig(tmp_path / "report.png")
 
 
