@@ -138,6 +138,7 @@ def test_learning_prints_its_figures_and_report_adds_probes(
     words = ["latent", "report", str(learned / "latent"), str(learned / "few.zarr"), "--out", str(tmp_path)]
     assert main(words) == 0
     said = capsys.readouterr().out
+    assert "z says next to nothing" in said, "after four steps"
     for part in ("leakage: earlier picture from z", "of 3 numbers vary", "linear probe", "state, change"):
         assert part in said
     probes = json.loads((tmp_path / "report.json").read_text())["probes"]

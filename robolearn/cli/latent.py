@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from robolearn.policies.latent.model import LatentActionModel
     from robolearn_data.dataset import Dataset
 
+_NOTHING = 0.02
+"""Part of the change: by less than this does what z says matter."""
+
 
 @dataclass(frozen=True)
 class Learn:
@@ -168,6 +171,11 @@ def _print(figures: Mapping[str, Any]) -> None:
     else:
         total = sum(codes["divergence_nats"])
         print(f"z: {codes['varying']} of {codes['numbers']} numbers vary, {total:.1f} nats in all")
+    if explained["z"] - explained["z of another pair"] < _NOTHING:
+        print(
+            "z says next to nothing of what happened, another pair's explains as much: learn for more --steps, with a "
+            "lower --model.kl (gaussian) or a higher --model.spread (fsq)"
+        )
     if not figures["probes"]:
         print("probes: none, there are no actions or states beside these pictures")
         return
