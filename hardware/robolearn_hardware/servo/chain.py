@@ -15,10 +15,11 @@ from robolearn_hardware.servo.models import ServoArmModel
 from robolearn_hardware.servo.registers import MOTORS, RAD_PER_TICK, TICKS
 
 _MOTOR_SILENT_NS, _LINE_SILENT_NS = SECOND_NS // 2, SECOND_NS
-"""Longer than this a motor is silent when it will not answer any more, or all of them: an adapter, or what runs a twin,
-may have stood still."""
+"""How long one motor may be silent while others answer, and how long all of them: an adapter, or what runs a twin, may
+stand still for a while."""
 _UNANSWERED = 5
-"""And so often: a computer that stood still itself has not asked often. A reading takes 0.1 s at most."""
+"""So many questions must have had no answer, too: a computer that stood still itself has not asked so often. A reading
+takes 0.1 s at most."""
 _HEALTH_NS = SECOND_NS // 10
 """Between two looks at one motor's temperature or torque."""
 _LATE_NS = SECOND_NS // 5
