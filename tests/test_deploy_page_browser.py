@@ -226,6 +226,28 @@ def test_a_pointer_in_the_picture_of_a_plane_is_a_place_there(browser: Browser) 
             context.close()
 
 
+def test_only_the_hand_moves_the_tool_in_a_plane_not_the_page_beneath_it(browser: Browser) -> None:
+    with page_by_hand(plane=PLANE) as (filled, url, _):
+        filled.tick(state=int(State.TELEOP))
+        filled.frame()
+        page = open_page(browser.new_page(viewport={"width": 390, "height": 844}), url)
+        take_control(page)
+        filled.tick(state=int(State.TELEOP))
+        sync_api.expect(page.locator("#banner")).to_be_hidden(timeout=40_000)
+        x, y, width = middle(page)
+        page.mouse.move(x, y)
+        page.mouse.down()
+        until(lambda: enabled(filled), "the button is a deadman")
+        sync_api.expect(page.locator("#banner")).to_contain_text("silent", timeout=40_000)  # no tick follows
+        assert middle(page) == (x, y, width), "a warning does not push the picture down"
+        filled.tick(state=int(State.TELEOP), cause=b"a reason of many words " * 5)
+        until(lambda: middle(page)[1] > y + 20, "the header has grown by some lines")
+        page.mouse.move(x - width / 4, y)
+        until(lambda: newest(filled)["positions"][0] == pytest.approx(128, abs=2), "left")
+        assert newest(filled)["positions"][1] == pytest.approx(256, abs=2)
+        page.context.close()
+
+
 def test_in_a_plane_keys_and_a_gamepad_move_while_they_are_held(browser: Browser) -> None:
     with page_by_hand(plane=PLANE) as (filled, url, _):
         filled.tick(state=int(State.TELEOP))

@@ -81,7 +81,7 @@ for (const [target, event] of [[window, "blur"], [window, "pagehide"], [document
 
 // ---- pointer: a button held over a picture
 
-let drag = null; // {canvas, pointer, at: [x, y], moved (6)}
+let drag = null; // {canvas, box, pointer, at: [x, y], moved (6)}; box: where the picture was when the button went down
 
 function dropDrag() {
   drag?.canvas.classList.remove("dragged");
@@ -92,13 +92,13 @@ const pointer = {
   read() {
     if (!drag) return null;
     const arm = $("arm").value, plane = hello.arms[arm]?.plane;
-    return plane ? { point: place(drag.at), arm } : { drag: drag.moved, arm };
+    return plane ? { point: place(drag), arm } : { drag: drag.moved, arm };
   },
   release: dropDrag,
 };
 
-function place([x, y]) {
-  const box = drag.canvas.getBoundingClientRect();
+// Only the hand moves the robot: a page that scrolls or is laid out anew beneath a hand that holds does not.
+function place({ box, at: [x, y] }) {
   return [(x - box.left) / box.width, (y - box.top) / box.height];
 }
 
@@ -110,7 +110,8 @@ $("cameras").addEventListener("pointerdown", (event) => {
   event.preventDefault();
   canvas.setPointerCapture(event.pointerId);
   canvas.classList.add("dragged");
-  drag = { canvas, pointer: event.pointerId, at: [event.clientX, event.clientY], moved: [0, 0, 0, 0, 0, 0] };
+  const box = canvas.getBoundingClientRect(), at = [event.clientX, event.clientY];
+  drag = { canvas, box, pointer: event.pointerId, at, moved: [0, 0, 0, 0, 0, 0] };
   document.activeElement?.blur?.();
   follow();
 });
