@@ -293,6 +293,16 @@ class FilledByHand:
     def session_is(self, session: CollectSession) -> None:
         self.collect.publish(collect_record(session, now_ns()))
 
+    def intent(self) -> np.void:
+        """The newest that came from the page."""
+        found = self.intents.newest()
+        assert found is not None
+        return found[1]
+
+    def enabled(self) -> bool:
+        """Somebody moves the arm."""
+        return self.intents.count > 0 and bool(self.intent()["enabled"])
+
     def told(self) -> list[Command]:
         """The commands that came from the page."""
         return [Command(int(record["command"])) for _, record in self.commands.since(0)]

@@ -59,17 +59,6 @@ def take_control(page: Page) -> None:
     sync_api.expect(page.locator("#holder")).to_contain_text("You are in control", timeout=40_000)
 
 
-def newest(filled: FilledByHand) -> np.void:
-    found = filled.intents.newest()
-    assert found is not None
-    return found[1]
-
-
-def enabled(filled: FilledByHand) -> bool:
-    found = filled.intents.newest()
-    return found is not None and bool(found[1]["enabled"])
-
-
 def middle(page: Page) -> tuple[float, float, float]:
     """x and y of the picture's middle, and its width, in pixels of the screen."""
     page.locator("#cameras canvas").scroll_into_view_if_needed()
@@ -84,23 +73,23 @@ def test_a_drag_in_a_picture_is_a_displacement_and_ends_with_the_button(
     filled, _ = driven
     x, y, width = middle(page)
     page.mouse.move(x, y)
-    assert not enabled(filled)
+    assert not filled.enabled()
     page.mouse.down()
-    until(lambda: enabled(filled), "the button is a deadman")
+    until(lambda: filled.enabled(), "the button is a deadman")
     for share in (0.05, 0.1, 0.15, 0.2):
         page.mouse.move(x + share * width, y - share / 2 * width)
     expected = [0, -0.2 * PICTURE_M, 0.1 * PICTURE_M, 0, 0, 0]
-    reached = lambda: np.abs(newest(filled)["displacement"] - expected).max() < 2e-3  # noqa: E731
+    reached = lambda: np.abs(filled.intent()["displacement"] - expected).max() < 2e-3  # noqa: E731
     until(reached, "right is -y of the base, up is z")
     page.mouse.wheel(0, -200)
-    until(lambda: newest(filled)["displacement"][0] == pytest.approx(0.1 * PICTURE_M), "the wheel leads away")
+    until(lambda: filled.intent()["displacement"][0] == pytest.approx(0.1 * PICTURE_M), "the wheel leads away")
     page.keyboard.down("Shift")
     page.mouse.move(x + 0.3 * width, y - 0.1 * width, steps=4)
     page.keyboard.up("Shift")
-    until(lambda: newest(filled)["displacement"][5] == pytest.approx(0.3, abs=0.01), "shift turns about what is up")
-    assert 0 <= now_ns() - int(newest(filled)["capture_ns"]) < STALE_NS
+    until(lambda: filled.intent()["displacement"][5] == pytest.approx(0.3, abs=0.01), "shift turns about what is up")
+    assert 0 <= now_ns() - int(filled.intent()["capture_ns"]) < STALE_NS
     page.mouse.up()
-    until(lambda: not enabled(filled), "no button, no deadman")
+    until(lambda: not filled.enabled(), "no button, no deadman")
 
 
 def test_keys_move_while_they_are_held_and_open_the_gripper(page: Page, driven: tuple[FilledByHand, str]) -> None:
@@ -108,15 +97,15 @@ def test_keys_move_while_they_are_held_and_open_the_gripper(page: Page, driven: 
     page.keyboard.down("w")
     page.keyboard.down("a")
     wanted = [SPEED_M_S, SPEED_M_S, 0, 0, 0, 0]
-    until(lambda: enabled(filled) and np.allclose(newest(filled)["twist"], wanted), "away and left")
+    until(lambda: filled.enabled() and np.allclose(filled.intent()["twist"], wanted), "away and left")
     page.keyboard.up("a")
-    until(lambda: np.allclose(newest(filled)["twist"][:2], [SPEED_M_S, 0]), "away alone")
+    until(lambda: np.allclose(filled.intent()["twist"][:2], [SPEED_M_S, 0]), "away alone")
     page.keyboard.up("w")
-    until(lambda: not enabled(filled), "no key, no deadman")
+    until(lambda: not filled.enabled(), "no key, no deadman")
     page.keyboard.down("o")
-    until(lambda: newest(filled)["gripper"] > 0.7, "from 0.5 as measured it opens")
+    until(lambda: filled.intent()["gripper"] > 0.7, "from 0.5 as measured it opens")
     page.keyboard.up("o")
-    until(lambda: not enabled(filled), "no key, no deadman")
+    until(lambda: not filled.enabled(), "no key, no deadman")
     page.locator("#text").focus()
     count = filled.intents.count
     page.keyboard.type("wasd")
@@ -132,15 +121,15 @@ def test_a_gamepad_moves_while_its_shoulder_button_is_held(page: Page, driven: t
         navigator.getGamepads = () => [window.pad];
     }""")
     page.wait_for_timeout(100)
-    assert not enabled(filled)
+    assert not filled.enabled()
     page.evaluate("pad.buttons[5] = { pressed: true, value: 1 }")
     share = (0.5 - 0.12) / 0.88  # less the dead zone
     wanted = [0, -share * SPEED_M_S, SPEED_M_S, 0, 0, 0]
-    until(lambda: enabled(filled) and np.allclose(newest(filled)["twist"], wanted), "right and up")
+    until(lambda: filled.enabled() and np.allclose(filled.intent()["twist"], wanted), "right and up")
     page.evaluate("pad.buttons[7] = { pressed: true, value: 1 }")
-    until(lambda: newest(filled)["gripper"] < 0.3, "the right trigger closes")
+    until(lambda: filled.intent()["gripper"] < 0.3, "the right trigger closes")
     page.evaluate("pad.connected = false")
-    until(lambda: not enabled(filled), "an unplugged gamepad lets go")
+    until(lambda: not filled.enabled(), "an unplugged gamepad lets go")
 
 
 @pytest.mark.parametrize("how", ["blur", "hidden", "closed", "offline"])
@@ -152,7 +141,7 @@ def test_a_page_that_goes_away_lets_go(browser: Browser, driven: tuple[FilledByH
     x, y, _ = middle(page)
     page.mouse.move(x, y)
     page.mouse.down()
-    until(lambda: enabled(filled), "it moves")
+    until(lambda: filled.enabled(), "it moves")
     match how:
         case "blur":
             page.evaluate("dispatchEvent(new Event('blur'))")
@@ -163,7 +152,7 @@ def test_a_page_that_goes_away_lets_go(browser: Browser, driven: tuple[FilledByH
             page.close()
         case "offline":
             page.evaluate("socket.close()")
-    until(lambda: not enabled(filled), "the server is told, or sees it")
+    until(lambda: not filled.enabled(), "the server is told, or sees it")
     context.close()
 
 
@@ -185,7 +174,7 @@ def test_two_viewers_hand_the_control_over(browser: Browser, driven: tuple[Fille
     second.mouse.down()
     second.mouse.move(x + 30, y)
     second.mouse.up()
-    assert not enabled(filled)
+    assert not filled.enabled()
     for answer, holder in (("refuse", first), ("grant", second)):
         second.locator("[data-control=ask]").click()
         sync_api.expect(first.locator("#holder")).to_contain_text("asks for the control")
@@ -219,10 +208,10 @@ def test_a_pointer_in_the_picture_of_a_plane_is_a_place_there(browser: Browser) 
                 page.mouse.move(x, y)
                 page.mouse.down()
                 page.mouse.move(x - width / 4, y)
-            until(lambda: enabled(filled) and newest(filled)["positions"][0] == pytest.approx(128, abs=2), "left")
-            assert newest(filled)["positions"][1] == pytest.approx(256, abs=2)
+            until(lambda: filled.enabled() and filled.intent()["positions"][0] == pytest.approx(128, abs=2), "left")
+            assert filled.intent()["positions"][1] == pytest.approx(256, abs=2)
             touched("touchEnd") if touch else page.mouse.up()
-            until(lambda: not enabled(filled), "no finger, no deadman")
+            until(lambda: not filled.enabled(), "no finger, no deadman")
             context.close()
 
 
@@ -237,14 +226,14 @@ def test_only_the_hand_moves_the_tool_in_a_plane_not_the_page_beneath_it(browser
         x, y, width = middle(page)
         page.mouse.move(x, y)
         page.mouse.down()
-        until(lambda: enabled(filled), "the button is a deadman")
+        until(lambda: filled.enabled(), "the button is a deadman")
         sync_api.expect(page.locator("#banner")).to_contain_text("silent", timeout=40_000)  # no tick follows
         assert middle(page) == (x, y, width), "a warning does not push the picture down"
         filled.tick(state=int(State.TELEOP), cause=b"a reason of many words " * 5)
         until(lambda: middle(page)[1] > y + 20, "the header has grown by some lines")
         page.mouse.move(x - width / 4, y)
-        until(lambda: newest(filled)["positions"][0] == pytest.approx(128, abs=2), "left")
-        assert newest(filled)["positions"][1] == pytest.approx(256, abs=2)
+        until(lambda: filled.intent()["positions"][0] == pytest.approx(128, abs=2), "left")
+        assert filled.intent()["positions"][1] == pytest.approx(256, abs=2)
         page.context.close()
 
 
@@ -256,9 +245,9 @@ def test_in_a_plane_keys_and_a_gamepad_move_while_they_are_held(browser: Browser
         take_control(page)
         for key, wanted in (("ArrowUp", [SPEED_M_S, 0]), ("d", [0, -SPEED_M_S])):
             page.keyboard.down(key)
-            until(lambda wanted=wanted: enabled(filled) and _flat(filled) == pytest.approx(wanted), f"{key} moves")
+            until(lambda wanted=wanted: filled.enabled() and _flat(filled) == pytest.approx(wanted), f"{key} moves")
             page.keyboard.up(key)
-            until(lambda: not enabled(filled), "no key, no deadman")
+            until(lambda: not filled.enabled(), "no key, no deadman")
         assert page.evaluate("scrollY") == 0, "the arrows have not scrolled the page"
         page.evaluate(
             """() => {
@@ -268,17 +257,17 @@ def test_in_a_plane_keys_and_a_gamepad_move_while_they_are_held(browser: Browser
             }"""
         )
         page.wait_for_timeout(200)
-        assert not enabled(filled), "a stick alone moves nothing"
+        assert not filled.enabled(), "a stick alone moves nothing"
         page.evaluate("pad.buttons[5].pressed = true")
-        until(lambda: enabled(filled) and _flat(filled) == pytest.approx([0, SPEED_M_S]), "left")
+        until(lambda: filled.enabled() and _flat(filled) == pytest.approx([0, SPEED_M_S]), "left")
         page.evaluate("pad.buttons[5].pressed = false")
-        until(lambda: not enabled(filled), "no shoulder button, no deadman")
+        until(lambda: not filled.enabled(), "no shoulder button, no deadman")
         page.close()
 
 
 def _flat(filled: FilledByHand) -> list[float]:
     """Forward and left, m/s."""
-    return newest(filled)["twist"][:2].tolist()
+    return filled.intent()["twist"][:2].tolist()
 
 
 def test_without_a_headset_the_page_says_why_there_is_no_vr(page: Page) -> None:
@@ -335,24 +324,24 @@ def test_a_phones_pad_and_its_turning_move_the_tool_while_the_deadman_is_pressed
     page.wait_for_timeout(200)
     assert filled.intents.count == count, "no deadman, no motion"
     phone.touch(2, dead)
-    until(lambda: enabled(filled), "the deadman")
+    until(lambda: filled.enabled(), "the deadman")
     phone.touch(1, (x + 50 + 0.2 * width, y - 0.1 * width))
     expected = [0.1 * PICTURE_M, -0.2 * PICTURE_M, 0, 0, 0, 0]
-    until(lambda: np.abs(newest(filled)["displacement"] - expected).max() < 2e-3, "right and away")
+    until(lambda: np.abs(filled.intent()["displacement"] - expected).max() < 2e-3, "right and away")
     phone.touch(2, None)
-    until(lambda: not enabled(filled), "no finger on the deadman")
+    until(lambda: not filled.enabled(), "no finger on the deadman")
     phone.touch(1, None)
     page.locator("#turns").check()
     phone.turn(40, 30, 0)
     until(lambda: page.locator("#turning").inner_text() == "", "the phone says how it is turned")
     page.locator("#deadman").scroll_into_view_if_needed()
     phone.touch(2, phone.middle("#deadman"))  # the page may have scrolled
-    until(lambda: enabled(filled), "the deadman")
+    until(lambda: filled.enabled(), "the deadman")
     for alpha in (45, 50, 55, 60):
         phone.turn(alpha, 30, 0)
         page.wait_for_timeout(50)
     turned = [0, 0, 0, 0, 0, np.radians(20)]
-    until(lambda: np.abs(newest(filled)["displacement"] - turned).max() < 2e-3, "to the left, about what is up")
+    until(lambda: np.abs(filled.intent()["displacement"] - turned).max() < 2e-3, "to the left, about what is up")
     phone.touch(2, None)
-    until(lambda: not enabled(filled), "no finger on the deadman")
+    until(lambda: not filled.enabled(), "no finger on the deadman")
     phone.context.close()

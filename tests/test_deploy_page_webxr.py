@@ -73,12 +73,6 @@ def immersed(iwer: Path) -> Iterator[tuple[Page, FilledByHand]]:
         browser.close()
 
 
-def newest(filled: FilledByHand) -> np.void:
-    found = filled.intents.newest()
-    assert found is not None
-    return found[1]
-
-
 def move(page: Page, x: float, y: float, z: float, steps: int = 5) -> None:
     """Of the right hand, in the room."""
     page.evaluate(
@@ -103,27 +97,27 @@ def test_a_controller_moves_the_tool_while_its_grip_is_squeezed(immersed: tuple[
     move(page, 0.2, 1.3, -0.4)
     assert filled.intents.count == count, "no squeeze, no motion"
     button(page, "squeeze", 1)
-    until(lambda: filled.intents.count > count and newest(filled)["enabled"], "the squeeze is the deadman")
+    until(lambda: filled.intents.count > count and filled.enabled(), "the squeeze is the deadman")
     button(page, "squeeze", 0)
     expected = [0.1, -0.05, 0.08, 0, 0, 0]  # away, right, up
 
     def follows() -> bool:
-        until(lambda: not newest(filled)["enabled"], "it holds")
+        until(lambda: not filled.enabled(), "it holds")
         page.evaluate("right.position.set(0.2, 1.3, -0.4)")
         button(page, "squeeze", 1)
-        until(lambda: newest(filled)["enabled"], "the squeeze is the deadman")
+        until(lambda: filled.enabled(), "the squeeze is the deadman")
         move(page, 0.25, 1.38, -0.5)
         page.wait_for_timeout(200)
-        if followed := np.abs(newest(filled)["displacement"] - expected).max() < 1e-3:
+        if followed := np.abs(filled.intent()["displacement"] - expected).max() < 1e-3:
             return followed
         button(page, "squeeze", 0)  # a busy browser that falls silent on the way is not followed
         return False
 
     until(follows, "as the hand moves in the room", 120)
     button(page, "trigger", 0.75)
-    until(lambda: newest(filled)["gripper"] == pytest.approx(0.25), "the trigger closes")
+    until(lambda: filled.intent()["gripper"] == pytest.approx(0.25), "the trigger closes")
     button(page, "squeeze", 0)
-    until(lambda: not newest(filled)["enabled"], "it holds")
+    until(lambda: not filled.enabled(), "it holds")
 
 
 def test_a_hand_that_jumps_a_metre_is_not_followed_until_it_is_taken_again(
@@ -131,24 +125,24 @@ def test_a_hand_that_jumps_a_metre_is_not_followed_until_it_is_taken_again(
 ) -> None:
     page, filled = immersed
     button(page, "squeeze", 1)
-    until(lambda: newest(filled)["enabled"], "the squeeze is the deadman")
+    until(lambda: filled.enabled(), "the squeeze is the deadman")
     page.evaluate("right.position.set(right.position.x + 1, right.position.y, right.position.z)")
-    until(lambda: not newest(filled)["enabled"], "it is let go of")
+    until(lambda: not filled.enabled(), "it is let go of")
     until(lambda: "jumped" in page.locator("#moving").inner_text(), "it is said")
     button(page, "squeeze", 0)
     until(lambda: "jumped" not in page.locator("#moving").inner_text(), "it is forgotten")
     button(page, "squeeze", 1)
-    until(lambda: newest(filled)["enabled"], "taken again")
-    assert np.abs(newest(filled)["displacement"]).max() < 1e-6
+    until(lambda: filled.enabled(), "taken again")
+    assert np.abs(filled.intent()["displacement"]).max() < 1e-6
     button(page, "squeeze", 0)
 
 
 def test_a_hand_that_tracking_has_lost_moves_nothing(immersed: tuple[Page, FilledByHand]) -> None:
     page, filled = immersed
     button(page, "squeeze", 1)
-    until(lambda: newest(filled)["enabled"], "the squeeze is the deadman")
+    until(lambda: filled.enabled(), "the squeeze is the deadman")
     page.evaluate("lost = true")
-    until(lambda: not newest(filled)["enabled"], "a guessed position is none")
+    until(lambda: not filled.enabled(), "a guessed position is none")
     page.evaluate("lost = false")
     button(page, "squeeze", 0)
 
@@ -170,6 +164,6 @@ def test_the_upper_button_is_the_e_stop_and_the_room_shows_the_pictures(immersed
 def test_when_vr_ends_the_arm_is_let_go_of(immersed: tuple[Page, FilledByHand]) -> None:
     page, filled = immersed
     button(page, "squeeze", 1)
-    until(lambda: newest(filled)["enabled"], "the squeeze is the deadman")
+    until(lambda: filled.enabled(), "the squeeze is the deadman")
     page.evaluate("headset.activeSession.end()")
-    until(lambda: not newest(filled)["enabled"], "nobody holds it")
+    until(lambda: not filled.enabled(), "nobody holds it")
