@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,6 +250,32 @@ def test_interrupt_stops_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     _install(monkeypatch, "fit", {"": (Options, run)})
     assert main(["fit", "d"]) == 130
+    assert capsys.readouterr().err == "robolearn: stopped\n"
+
+
+class Dying:
+    """Ctrl-C is pressed while its finalizer runs."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_meets_a_finalizer_stops_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: Options) -> None:
+        Dying()
+        Dying()
+        time.sleep(20)
+
+    _install(monkeypatch, "fit", {"": (Options, run)})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        began = time.monotonic()
+        assert main(["fit", "d"]) == 130
+        assert time.monotonic() - began < 10
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "robolearn: stopped\n"
 
 

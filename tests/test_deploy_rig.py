@@ -133,13 +133,15 @@ def test_an_e_stop_is_heard_while_the_recorder_publishes_an_episode(tmp_path: Pa
     def act(person: Person) -> None:
         os.kill(person.pids["recorder"], signal.SIGSTOP)  # as a disk that stands still
         person.operator.tell(Command.SUCCESS)
-        late = threading.Timer(60, go_on, [person.pids["recorder"]])
-        late.daemon = True
         late.start()
 
     person = Pressing(act)
+    late = threading.Timer(60, lambda: go_on(person.pids["recorder"]))
     options = RigOptions(120.0, episodes=1, episode_s=100.0, out=out, servo=ORDINARY)
-    report = run_rig(simulated_rig(tmp_path), functools.partial(SinePolicy, spec), spec, options, person)
+    try:
+        report = run_rig(simulated_rig(tmp_path), functools.partial(SinePolicy, spec), spec, options, person)
+    finally:
+        late.cancel()
     assert report.failure == ""
     assert person.states[-1] is State.E_STOPPED
     assert Dataset.open(out).episodes == 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from robolearn.cli.parse import UsageError, parse, stderr_line
@@ -32,7 +35,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(words)
+        with interrupts_kept():
+            code = _dispatch(words)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -48,6 +52,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         stderr_line("stopped")
         return 130
+
+
+@contextlib.contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Within, a Ctrl-C that met a finalizer comes again: Python drops what is raised in one."""
+    report = sys.unraisablehook
+    waiting: threading.Timer | None = None
+
+    def again(dropped: Any) -> None:
+        nonlocal waiting
+        if dropped.exc_type is not KeyboardInterrupt:
+            return report(dropped)
+        # A moment later, for what is raised in here is dropped too; to the main thread, for it may sleep.
+        if waiting:
+            waiting.cancel()
+        waiting = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        waiting.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+        if waiting:
+            waiting.cancel()
 
 
 def _dispatch(words: list[str]) -> int:
