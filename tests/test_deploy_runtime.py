@@ -184,7 +184,10 @@ def test_what_a_policy_is_told_that_the_robot_is_committed_to_is_what_it_then_do
                 assert np.array_equal(committed[i], done)
                 compared += 1
     assert compared > 10
-    assert sum(r["committed"] is None for r in requests) == 2  # the first one of each episode
+    # Of each episode the first request; where the machine stood still, perhaps that after a plan which ran out.
+    running = [data.episode(i)["control_state"] == ControlState.RUNNING for i in range(2)]
+    ran_out = sum(int((~r[1:] & r[:-1]).sum()) for r in running)
+    assert 2 <= sum(r["committed"] is None for r in requests) <= 2 + ran_out
     assert sum(report.delay_steps.values()) == report.chunks_used
     # Steps are those carried out: each that the machine misses makes one chunk's delay shorter by one.
     short = sum(n for steps, n in report.delay_steps.items() if steps < np.ceil(infer_s * RATE_HZ))
