@@ -75,7 +75,7 @@ def test_a_drag_in_a_picture_is_a_displacement_and_ends_with_the_button(
     page.mouse.move(x, y)
     assert not filled.enabled()
     page.mouse.down()
-    until(lambda: filled.enabled(), "the button is a deadman")
+    until(filled.enabled, "the button is a deadman")
     for share in (0.05, 0.1, 0.15, 0.2):
         page.mouse.move(x + share * width, y - share / 2 * width)
     expected = [0, -0.2 * PICTURE_M, 0.1 * PICTURE_M, 0, 0, 0]
@@ -141,7 +141,7 @@ def test_a_page_that_goes_away_lets_go(browser: Browser, driven: tuple[FilledByH
     x, y, _ = middle(page)
     page.mouse.move(x, y)
     page.mouse.down()
-    until(lambda: filled.enabled(), "it moves")
+    until(filled.enabled, "it moves")
     match how:
         case "blur":
             page.evaluate("dispatchEvent(new Event('blur'))")
@@ -226,7 +226,7 @@ def test_only_the_hand_moves_the_tool_in_a_plane_not_the_page_beneath_it(browser
         x, y, width = middle(page)
         page.mouse.move(x, y)
         page.mouse.down()
-        until(lambda: filled.enabled(), "the button is a deadman")
+        until(filled.enabled, "the button is a deadman")
         sync_api.expect(page.locator("#banner")).to_contain_text("silent", timeout=40_000)  # no tick follows
         assert middle(page) == (x, y, width), "a warning does not push the picture down"
         filled.tick(state=int(State.TELEOP), cause=b"a reason of many words " * 5)
@@ -324,7 +324,7 @@ def test_a_phones_pad_and_its_turning_move_the_tool_while_the_deadman_is_pressed
     page.wait_for_timeout(200)
     assert filled.intents.count == count, "no deadman, no motion"
     phone.touch(2, dead)
-    until(lambda: filled.enabled(), "the deadman")
+    until(filled.enabled, "the deadman")
     phone.touch(1, (x + 50 + 0.2 * width, y - 0.1 * width))
     expected = [0.1 * PICTURE_M, -0.2 * PICTURE_M, 0, 0, 0, 0]
     until(lambda: np.abs(filled.intent()["displacement"] - expected).max() < 2e-3, "right and away")
@@ -336,7 +336,7 @@ def test_a_phones_pad_and_its_turning_move_the_tool_while_the_deadman_is_pressed
     until(lambda: page.locator("#turning").inner_text() == "", "the phone says how it is turned")
     page.locator("#deadman").scroll_into_view_if_needed()
     phone.touch(2, phone.middle("#deadman"))  # the page may have scrolled
-    until(lambda: filled.enabled(), "the deadman")
+    until(filled.enabled, "the deadman")
     for alpha in (45, 50, 55, 60):
         phone.turn(alpha, 30, 0)
         page.wait_for_timeout(50)

@@ -105,7 +105,7 @@ def test_a_controller_moves_the_tool_while_its_grip_is_squeezed(immersed: tuple[
         until(lambda: not filled.enabled(), "it holds")
         page.evaluate("right.position.set(0.2, 1.3, -0.4)")
         button(page, "squeeze", 1)
-        until(lambda: filled.enabled(), "the squeeze is the deadman")
+        until(filled.enabled, "the squeeze is the deadman")
         move(page, 0.25, 1.38, -0.5)
         page.wait_for_timeout(200)
         if followed := np.abs(filled.intent()["displacement"] - expected).max() < 1e-3:
@@ -125,14 +125,14 @@ def test_a_hand_that_jumps_a_metre_is_not_followed_until_it_is_taken_again(
 ) -> None:
     page, filled = immersed
     button(page, "squeeze", 1)
-    until(lambda: filled.enabled(), "the squeeze is the deadman")
+    until(filled.enabled, "the squeeze is the deadman")
     page.evaluate("right.position.set(right.position.x + 1, right.position.y, right.position.z)")
     until(lambda: not filled.enabled(), "it is let go of")
     until(lambda: "jumped" in page.locator("#moving").inner_text(), "it is said")
     button(page, "squeeze", 0)
     until(lambda: "jumped" not in page.locator("#moving").inner_text(), "it is forgotten")
     button(page, "squeeze", 1)
-    until(lambda: filled.enabled(), "taken again")
+    until(filled.enabled, "taken again")
     assert np.abs(filled.intent()["displacement"]).max() < 1e-6
     button(page, "squeeze", 0)
 
@@ -140,7 +140,7 @@ def test_a_hand_that_jumps_a_metre_is_not_followed_until_it_is_taken_again(
 def test_a_hand_that_tracking_has_lost_moves_nothing(immersed: tuple[Page, FilledByHand]) -> None:
     page, filled = immersed
     button(page, "squeeze", 1)
-    until(lambda: filled.enabled(), "the squeeze is the deadman")
+    until(filled.enabled, "the squeeze is the deadman")
     page.evaluate("lost = true")
     until(lambda: not filled.enabled(), "a guessed position is none")
     page.evaluate("lost = false")
@@ -164,6 +164,6 @@ def test_the_upper_button_is_the_e_stop_and_the_room_shows_the_pictures(immersed
 def test_when_vr_ends_the_arm_is_let_go_of(immersed: tuple[Page, FilledByHand]) -> None:
     page, filled = immersed
     button(page, "squeeze", 1)
-    until(lambda: filled.enabled(), "the squeeze is the deadman")
+    until(filled.enabled, "the squeeze is the deadman")
     page.evaluate("headset.activeSession.end()")
     until(lambda: not filled.enabled(), "nobody holds it")
